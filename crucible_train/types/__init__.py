@@ -1,0 +1,38 @@
+"""Frozen values: what travels between the parts. numpy at most, no torch."""
+
+from crucible_train.types.artifact import ArtifactRef
+from crucible_train.types.datum import Datum, TensorData, TokensWithLogprobs
+from crucible_train.types.loss import AdamParams, CrossEntropy, CustomLoss, Loss
+from crucible_train.types.messages import (
+    Conversation,
+    ImagePart,
+    Message,
+    TextPart,
+    ThinkingPart,
+    ToolCall,
+    conversation,
+)
+from crucible_train.types.model_input import EncodedTextChunk, ImageChunk, ModelInput
+from crucible_train.types.sampling import SamplingParams
+
+__all__ = [
+    "AdamParams",
+    "ArtifactRef",
+    "Conversation",
+    "CrossEntropy",
+    "CustomLoss",
+    "Datum",
+    "EncodedTextChunk",
+    "ImageChunk",
+    "ImagePart",
+    "Loss",
+    "Message",
+    "ModelInput",
+    "SamplingParams",
+    "TensorData",
+    "TextPart",
+    "ThinkingPart",
+    "TokensWithLogprobs",
+    "ToolCall",
+    "conversation",
+]
