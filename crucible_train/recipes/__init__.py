@@ -1,0 +1,1 @@
+"""Recipes: each reads from top to bottom as its method is described."""
