@@ -70,7 +70,7 @@ class Message:
 
     Attributes:
         role: who speaks: system, user, assistant, tool, or any role the template knows.
-        content: text, or parts in order. Empty text is allowed; ``None`` in a dictionary becomes empty text.
+        content: text, or parts in order; None only beside tool calls, which some templates tell apart from empty text.
         tool_calls: the calls an assistant makes in this message.
         tool_call_id: which call a tool message answers.
         name: the speaker's or the tool's name, where the format has one.
@@ -78,7 +78,7 @@ class Message:
     """
 
     role: str
-    content: str | tuple[Part, ...] = ""
+    content: str | tuple[Part, ...] | None = ""
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
     name: str | None = None
@@ -88,7 +88,9 @@ class Message:
         """Check what can be checked without knowing the conversation."""
         if not isinstance(self.role, str) or not self.role:
             raise RenderError(f"role must be a non-empty text, not {self.role!r}")
-        if not isinstance(self.content, str | tuple):
+        if self.content is None and not self.tool_calls:
+            raise RenderError("content is missing")
+        if not isinstance(self.content, str | tuple | None):
             raise RenderError(f"content must be text or a tuple of parts, not {type(self.content).__name__}")
 
     @classmethod
@@ -111,9 +113,9 @@ class Message:
         role = value.get("role")
         if not isinstance(role, str) or not role:
             raise RenderError(f"{where}: role is missing" if role is None else f"{where}: role must be text")
-        if "content" not in value and not value.get("tool_calls"):
-            raise RenderError(f"{where}: content is missing")
         calls = value.get("tool_calls") or ()
+        if value.get("content") is None and not calls:
+            raise RenderError(f"{where}: content is missing")
         if isinstance(calls, str) or not isinstance(calls, Sequence):
             raise RenderError(f"{where}: tool_calls must be a list")
         return cls(
@@ -132,6 +134,8 @@ class Message:
         Raises:
             RenderError: the message holds an image.
         """
+        if self.content is None:
+            return ""
         if isinstance(self.content, str):
             return self.content
         if any(isinstance(part, ImagePart) for part in self.content):
@@ -141,7 +145,7 @@ class Message:
     @property
     def thinking(self) -> str | None:
         """The reasoning of the message, or None where it has none."""
-        if isinstance(self.content, str):
+        if self.content is None or isinstance(self.content, str):
             return None
         thoughts = [part.thinking for part in self.content if isinstance(part, ThinkingPart)]
         return "".join(thoughts) if thoughts else None
@@ -149,7 +153,7 @@ class Message:
     def to_dict(self) -> dict[str, Any]:
         """The OpenAI-style dictionary that ``Message.of`` reads back as this message."""
         result: dict[str, Any] = {"role": self.role}
-        if isinstance(self.content, str):
+        if self.content is None or isinstance(self.content, str):
             result["content"] = self.content
         else:
             result["content"] = [_part_to_dict(part) for part in self.content if not isinstance(part, ThinkingPart)]
@@ -188,13 +192,13 @@ def conversation(messages: Sequence[Message | Mapping[str, Any]]) -> tuple[Messa
     return tuple(Message.of(message, index) for index, message in enumerate(messages))
 
 
-def _content(value: Mapping[str, Any], where: str) -> str | tuple[Part, ...]:
+def _content(value: Mapping[str, Any], where: str) -> str | tuple[Part, ...] | None:
     content = value.get("content")
     thinking = next((value[key] for key in _THINKING_KEYS if value.get(key) is not None), None)
-    if content is None:
-        content = ""
     if thinking is not None and not isinstance(thinking, str):
         raise RenderError(f"{where}: reasoning_content must be text")
+    if content is None:
+        return (ThinkingPart(thinking),) if thinking is not None else None
     if isinstance(content, str):
         if thinking is None:
             return content

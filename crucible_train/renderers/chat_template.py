@@ -1,0 +1,167 @@
+"""Any Hugging Face chat template, made safe.
+
+The template is run as its model's users run it; the ids are those of its text. What differs is what the text of a message
+may do: an added token's name inside a message is broken by a mark before the template runs, so only the template's own
+markers become control tokens, and the mark is taken out again before the text is encoded.
+
+Which tokens a speaker writes is found by rendering prefixes: what ``messages[:k+1]`` has beyond the prompt for message
+``k`` is that message's output.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+from crucible_train.errors import ConfigError, RenderError
+from crucible_train.ports import Tokenizer
+from crucible_train.renderers.base import Renderer, Tools, refuse_images
+from crucible_train.renderers.jinja import TemplateFailure, compile_template
+from crucible_train.renderers.pieces import NO_MESSAGE, Kind, Piece
+from crucible_train.types import Message
+
+# Private-use characters; the first that no message contains marks broken names.
+_MARKS = tuple(chr(code) for code in range(0xE000, 0xE020))
+
+
+class ChatTemplate(Renderer):
+    """A model's own Jinja template.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        template: a template to use instead of the tokenizer's own.
+        now: the moment ``strftime_now`` tells, as ISO 8601; the clock where it is not given.
+        **variables: whatever else the template reads.
+    """
+
+    name = "chat_template"
+    extends_history = False  # a template may rewrite earlier turns; each conversation is looked at
+
+    def __init__(
+        self, tokenizer: Tokenizer, template: str | None = None, now: str | None = None, **variables: Any
+    ) -> None:
+        """Compile the template.
+
+        Raises:
+            ConfigError: there is none, or it is not a template.
+        """
+        super().__init__(tokenizer)
+        source = template or tokenizer.chat_template
+        if source is None:
+            raise ConfigError(f"data.renderer: {tokenizer.name} has no chat template; give renderer_options.template")
+        self._given = {"template": template, "now": now} | variables
+        self._variables = variables
+        self._template = compile_template(source, now)
+        names = sorted(tokenizer.control_tokens, key=len, reverse=True)
+        self._controls = re.compile("|".join(re.escape(name) for name in names)) if names else re.compile(r"(?!)")
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """The options that were given."""
+        return {key: value for key, value in self._given.items() if value is not None}
+
+    def check(self, messages: Sequence[Message], tools: Tools) -> None:
+        """Refuse images, whose markers only a family with an image processor can expand."""
+        for index, message in enumerate(messages):
+            refuse_images(self.name, index, message)
+
+    @cached_property
+    def stop_tokens(self) -> Sequence[str]:  # type: ignore[override]
+        """The control token that closes an assistant message in this template, else the end of text."""
+        probe = (Message("user", "x"), Message("assistant", "y"))
+        try:
+            prompt, whole = self._render(probe[:1], None, prompt_for="assistant"), self._render(probe, None)
+        except RenderError:
+            prompt, whole = "", ""
+        closing = self._controls.findall(whole[len(prompt) :]) if whole.startswith(prompt) else []
+        eos = self.tokenizer.eos_token
+        return closing[-1:] or ([eos] if eos is not None else [])
+
+    def conversation_pieces(self, messages: Sequence[Message], tools: Tools) -> Iterable[Piece]:
+        """The template's text, cut at control tokens and at the ends of what each message writes."""
+        mark = self._mark(messages, tools)
+        marked = [self._break_names(message.to_dict(), mark) for message in messages]
+        whole = self._run(marked, self._break_names(tools, mark), prompt=False)
+        cuts = list(self._outputs(marked, tools, whole))
+        yield from self._pieces(whole, cuts, mark)
+
+    def prompt_pieces(self, messages: Sequence[Message], tools: Tools, role: str) -> Iterable[Piece]:
+        """The template's text with its generation prompt.
+
+        Raises:
+            RenderError: another role than the assistant is to speak, which a template cannot express.
+        """
+        if role != "assistant":
+            raise RenderError(f"chat_template can only prompt the assistant, not {role!r}")
+        mark = self._mark(messages, tools)
+        marked = [self._break_names(message.to_dict(), mark) for message in messages]
+        yield from self._pieces(self._run(marked, self._break_names(tools, mark), prompt=True), [], mark)
+
+    def _render(self, messages: Sequence[Message], tools: Tools, prompt_for: str | None = None) -> str:
+        return self._run([message.to_dict() for message in messages], tools, prompt=prompt_for is not None)
+
+    def _run(self, messages: Sequence[Mapping[str, Any]], tools: Any, *, prompt: bool) -> str:
+        for message in messages:
+            if isinstance(message, dict):
+                message.pop("trainable", None)
+        tokens = {"bos_token": self.tokenizer.bos_token or "", "eos_token": self.tokenizer.eos_token or ""}
+        try:
+            return self._template(
+                messages=messages, tools=tools, add_generation_prompt=prompt, **(tokens | self._variables)
+            )
+        except TemplateFailure as error:
+            raise RenderError(f"the chat template refuses this conversation: {error}") from error
+
+    def _outputs(self, marked: Sequence[dict[str, Any]], tools: Any, whole: str) -> Iterator[tuple[int, int, int]]:
+        """For each message whose output stands unchanged in ``whole``: its index and half-open range of characters."""
+        begin = 0
+        for index, message in enumerate(marked):
+            try:
+                until_here = self._run(marked[: index + 1], tools, prompt=False)
+                if message["role"] == "assistant":
+                    start = len(prompt := self._run(marked[:index], tools, prompt=True))
+                    matches = until_here.startswith(prompt)
+                else:
+                    text = message["content"].strip() if isinstance(message["content"], str) else ""
+                    start = until_here.find(text, begin)
+                    matches = bool(text) and start >= 0
+            except RenderError:  # the template needs a whole conversation; this message alone cannot be placed
+                continue
+            closings = list(self._controls.finditer(until_here, start)) if matches else []
+            end = closings[-1].end() if closings else len(until_here)
+            if matches and whole.startswith(until_here[:end]):
+                yield index, start, end
+                begin = end
+
+    def _pieces(self, text: str, outputs: Sequence[tuple[int, int, int]], mark: str) -> Iterator[Piece]:
+        """Cut rendered text into pieces: control tokens, and ordinary text with its marks taken out."""
+        cuts = sorted({0, len(text), *(start for _, start, _ in outputs), *(end for _, _, end in outputs)})
+        owners = {start: (index, end) for index, start, end in outputs}
+        owner, owner_end = NO_MESSAGE, 0
+        for start, end in zip(cuts, cuts[1:], strict=False):
+            if start in owners:
+                owner, owner_end = owners[start]
+            is_output = start < owner_end
+            position = start
+            for control in self._controls.finditer(text, start, end):
+                yield Piece(text[position : control.start()].replace(mark, ""), Kind.TEXT, owner, is_output)
+                yield Piece(control.group(), Kind.CONTROL, owner, is_output)
+                position = control.end()
+            yield Piece(text[position:end].replace(mark, ""), Kind.TEXT, owner, is_output)
+
+    def _mark(self, messages: Sequence[Message], tools: Tools) -> str:
+        everything = repr([message.to_dict() for message in messages]) + repr(tools)
+        free = next((mark for mark in _MARKS if mark not in everything and repr(mark)[1:-1] not in everything), None)
+        if free is None:
+            raise RenderError("the conversation uses every private character that could mark a forged token")
+        return free
+
+    def _break_names(self, value: Any, mark: str) -> Any:
+        """The value with every control token's name in its texts broken by ``mark``; keys and roles are texts too."""
+        if isinstance(value, str):
+            return self._controls.sub(lambda found: found.group()[:1] + mark + found.group()[1:], value)
+        if isinstance(value, Mapping):
+            return {self._break_names(key, mark): self._break_names(item, mark) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [self._break_names(item, mark) for item in value]
+        return value

@@ -1,0 +1,192 @@
+"""A tokenizer whose ordinary text can never become a control token.
+
+Hugging Face tokenizers look for added tokens (``<|im_end|>``, ``<think>`` ...) in every text they encode, so a user who
+writes one forges a turn. Here a second tokenizer without added tokens encodes text, and control tokens are reached by
+name only.
+"""
+
+import json
+import lzma
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+from weakref import WeakKeyDictionary
+
+from tokenizers import Tokenizer as RustTokenizer
+
+from crucible_train import files
+from crucible_train.errors import ModelError
+from crucible_train.ports import Encoded, Tokenizer
+
+DEFINITION_FILE = "tokenizer.json"
+CONFIG_FILE = "tokenizer_config.json"
+TEMPLATE_FILE = "chat_template.jinja"
+
+
+class FastTokenizer:
+    """A Hugging Face ``tokenizer.json`` behind the tokenizer port.
+
+    Args:
+        definition: the parsed ``tokenizer.json``.
+        config: the parsed ``tokenizer_config.json``: bos_token, eos_token, chat_template.
+        name: a path or an id, for messages.
+    """
+
+    def __init__(self, definition: Mapping[str, Any], config: Mapping[str, Any], name: str) -> None:
+        """Build the two Rust tokenizers: one that encodes ordinary text, one that decodes everything."""
+        self.definition = dict(definition)
+        self.config = dict(config)
+        self.name = name
+        self._control = {token["content"]: int(token["id"]) for token in self.definition.get("added_tokens", ())}
+        self._control_ids = frozenset(self._control.values())
+        self._decoder = RustTokenizer.from_str(json.dumps(self.definition))
+        plain = self.definition | {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
+        self._plain = RustTokenizer.from_str(json.dumps(plain))
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> Self:
+        """Read ``tokenizer.json`` (or ``tokenizer.json.xz``) and what stands beside it.
+
+        Raises:
+            ModelError: there is no such file, or it is not a tokenizer.
+        """
+        definition = _read_json(folder / DEFINITION_FILE)
+        if definition is None:
+            raise ModelError(f"{folder}: no {DEFINITION_FILE}; a fast tokenizer is needed")
+        config = _read_json(folder / CONFIG_FILE) or {}
+        template = folder / TEMPLATE_FILE
+        if template.is_file():
+            config["chat_template"] = template.read_text(encoding="utf-8")
+        try:
+            return cls(definition, config, str(folder))
+        except Exception as error:  # the Rust library raises bare Exception
+            raise ModelError(f"{folder / DEFINITION_FILE}: not a tokenizer: {error}") from error
+
+    def to_folder(self, folder: Path) -> None:
+        """Write the tokenizer so that transformers, or ``from_folder``, reads it back."""
+        files.write_text(folder / DEFINITION_FILE, json.dumps(self.definition, ensure_ascii=False))
+        config = {key: value for key, value in self.config.items() if key != "chat_template"}
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+        files.write_json(folder / CONFIG_FILE, config)
+        if self.chat_template is not None:
+            files.write_text(folder / TEMPLATE_FILE, self.chat_template)
+
+    @cached_property
+    def sha256(self) -> str:
+        """The digest of the definition."""
+        return files.sha256_json([self.definition, self.chat_template, self.bos_token, self.eos_token])
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the highest id."""
+        return self._decoder.get_vocab_size(with_added_tokens=True)
+
+    @property
+    def control_tokens(self) -> Mapping[str, int]:
+        """Every added token and its id."""
+        return self._control
+
+    @property
+    def bos_token(self) -> str | None:
+        """The token that opens a text."""
+        return _token_text(self.config.get("bos_token"))
+
+    @property
+    def eos_token(self) -> str | None:
+        """The token that ends a text."""
+        return _token_text(self.config.get("eos_token"))
+
+    @property
+    def chat_template(self) -> str | None:
+        """The model's own template; of several named ones, ``default``."""
+        template = self.config.get("chat_template")
+        if isinstance(template, list):
+            template = {entry["name"]: entry["template"] for entry in template}
+        if isinstance(template, Mapping):
+            template = template.get("default")
+        return template
+
+    def encode(self, text: str) -> Sequence[int]:
+        """The ids of ordinary text."""
+        return self.encode_batch([text])[0].ids
+
+    def encode_batch(self, texts: Sequence[str]) -> Sequence[Encoded]:
+        """The ids of ordinary texts, encoded together on all cores, with the characters each came from."""
+        encodings = self._plain.encode_batch(texts, add_special_tokens=False)
+        return [
+            Encoded(found.ids, found.offsets)
+            if self._control_ids.isdisjoint(found.ids)
+            else self._encode_around_forgery(text, found)
+            for text, found in zip(texts, encodings, strict=True)
+        ]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids; control tokens appear by their names."""
+        return self._decoder.decode(list(ids), skip_special_tokens=False)
+
+    def _encode_around_forgery(self, text: str, found: Any) -> Encoded:
+        """Encode a text whose words are control tokens of the vocabulary itself, by cutting each such word in two.
+
+        Only vocabularies that hold their control tokens as ordinary pieces (Unigram) ever come here.
+        """
+        start, end = next(
+            span for id_, span in zip(found.ids, found.offsets, strict=True) if id_ in self._control_ids
+        )
+        cut = (start + end) // 2
+        if not start < cut < end:
+            raise ModelError(f"{self.name}: the ordinary text {text[start:end]!r} is a control token of one character")
+        left, right = self.encode_batch([text[:cut], text[cut:]])
+        return Encoded(
+            [*left.ids, *right.ids],
+            [*left.offsets, *((begin + cut, stop + cut) for begin, stop in right.offsets)],
+        )
+
+
+_wrapped: WeakKeyDictionary[Any, tuple[int, FastTokenizer]] = WeakKeyDictionary()
+
+
+def as_tokenizer(tokenizer: Any) -> Tokenizer:
+    """Accept our tokenizers, those of transformers (fast) and bare ``tokenizers.Tokenizer`` objects.
+
+    Raises:
+        ModelError: it is none of these.
+    """
+    if isinstance(tokenizer, Tokenizer):
+        return tokenizer
+    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    if not isinstance(backend, RustTokenizer):
+        raise ModelError(f"a fast tokenizer is needed, not {type(tokenizer).__name__}")
+    size = backend.get_vocab_size(with_added_tokens=True)
+    try:
+        known_size, known = _wrapped[tokenizer]
+        if known_size == size:
+            return known
+    except (KeyError, TypeError):  # not seen before, or an object without weak references
+        pass
+    config = {key: getattr(tokenizer, key, None) for key in ("bos_token", "eos_token", "chat_template")}
+    name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
+    wrapped = FastTokenizer(json.loads(backend.to_str()), config, name)
+    try:
+        _wrapped[tokenizer] = (size, wrapped)
+    except TypeError:
+        pass
+    return wrapped
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    packed = path.with_name(path.name + ".xz")
+    try:
+        if path.is_file():
+            return json.loads(path.read_text(encoding="utf-8"))
+        if packed.is_file():
+            return json.loads(lzma.decompress(packed.read_bytes()).decode())
+    except (ValueError, lzma.LZMAError) as error:
+        raise ModelError(f"{path}: not readable as JSON: {error}") from error
+    return None
+
+
+def _token_text(token: Any) -> str | None:
+    if isinstance(token, Mapping):
+        token = token.get("content")
+    return None if token is None else str(token)
