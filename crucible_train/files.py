@@ -122,3 +122,11 @@ def canonical_json(value: Any) -> str:
 def sha256_json(value: Any) -> str:
     """The SHA-256 of a value's canonical JSON."""
     return sha256_bytes(canonical_json(value).encode())
+
+
+def read_json(path: Path) -> Any:
+    """The value of a JSON file, or None where there is no file or it is not readable."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None

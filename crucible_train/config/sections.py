@@ -29,22 +29,28 @@ class DataConfig(Section):
     format: Literal["auto", "messages", "prompt_completion", "alpaca", "sharegpt"] = option(
         "auto", "conversation format of the rows; auto detects it and says so"
     )
-    columns: dict[str, str] = option({}, "renames before reading: our column name -> the file's, e.g. {prompt: question}")
+    columns: dict[str, str] = option(
+        {}, "renames before reading: our column name -> the file's, e.g. {prompt: question}", advanced=True
+    )
     eval_split: float | str = option(0.1, "held-out share of the rows in [0, 1), or the path of another data set")
-    max_rows: int | None = option(None, "read only this many rows, 1 or more; null reads all", ge=1)
+    max_rows: int | None = option(None, "read only this many rows, 1 or more; null reads all", ge=1, advanced=True)
     max_length: int = option(2048, "longest conversation in tokens, 2 or more; a longer one is a bad row", ge=2)
     on_bad_row: Literal["stop", "quarantine"] = option(
-        "stop", "a bad row stops the run, or is set aside with its reason in quarantine.jsonl"
+        "stop", "a bad row stops the run, or is set aside with its reason in quarantine.jsonl", advanced=True
     )
     renderer: str = option("auto", "chat format; auto takes the model's own, chat_template any Jinja template")
-    renderer_options: dict[str, str | int | float | bool | None] = option({}, "options of the renderer, by name")
+    renderer_options: dict[str, str | int | float | bool | None] = option(
+        {}, "options of the renderer, by name", advanced=True
+    )
     train_on: TrainOn = option("all_assistant_messages", "which messages are trained")
-    num_workers: int = option(0, "processes that render, 0 or more; 0 chooses by the number of rows", ge=0)
+    num_workers: int = option(
+        0, "processes that render, 0 or more; 0 chooses by the number of rows", ge=0, advanced=True
+    )
 
     @model_validator(mode="after")
     def _share_in_range(self) -> Self:
         if isinstance(self.eval_split, float) and not 0 <= self.eval_split < 1:
-            raise ValueError(f"eval_split is a share in [0, 1) or a path, not {self.eval_split}")
+            raise ValueError(f"eval_split must be a share in [0, 1) or a path, not {self.eval_split}")
         return self
 
 
@@ -54,7 +60,9 @@ class PeftConfig(Section):
     use_peft: bool = option(True, "train a LoRA adapter; false trains all weights")
     lora_r: int = option(16, "rank, 1 or more", ge=1)
     lora_alpha: float = option(32.0, "scale; the update is multiplied by lora_alpha / lora_r, above 0", gt=0)
-    lora_dropout: float = option(0.0, "share of adapter inputs dropped while training, in [0, 1)", ge=0, lt=1)
+    lora_dropout: float = option(
+        0.0, "share of adapter inputs dropped while training, in [0, 1)", ge=0, lt=1, advanced=True
+    )
     lora_target_modules: str | list[str] = option("all-linear", "module names that get an adapter, or all-linear")
 
 
@@ -64,20 +72,22 @@ class OptimConfig(Section):
     learning_rate: float = option(2e-4, "peak rate, above 0", gt=0)
     lr_scheduler_type: Literal["constant", "linear", "cosine", "wsd"] = option("cosine", "shape after the warm-up")
     warmup_steps: float = option(0.05, "steps the rate rises: a whole number from 1, or a share of all in [0, 1)", ge=0)
-    decay_steps: float = option(0.2, "wsd only: steps the rate falls at the end, a number or a share", ge=0)
-    min_lr_ratio: float = option(0.0, "rate at the end as a share of the peak, in [0, 1]", ge=0, le=1)
+    decay_steps: float = option(
+        0.2, "wsd only: steps the rate falls at the end, a number or a share", ge=0, advanced=True
+    )
+    min_lr_ratio: float = option(0.0, "rate at the end as a share of the peak, in [0, 1]", ge=0, le=1, advanced=True)
     num_train_epochs: float = option(1.0, "passes over the data, above 0", gt=0)
     max_steps: int | None = option(None, "optimizer steps, 1 or more; null follows num_train_epochs", ge=1)
     per_device_train_batch_size: int = option(8, "conversations a gradient accumulation step, 1 or more", ge=1)
     gradient_accumulation_steps: int = option(1, "multiplies the batch of an optimizer step, 1 or more", ge=1)
     loss_normalisation: Literal["token", "example"] = option(
-        "token", "a step's loss is the mean over trained tokens, or over examples of their token means"
+        "token", "a step's loss is the mean over trained tokens, or over examples of their token means", advanced=True
     )
-    weight_decay: float = option(0.0, "decoupled decay, 0 or more", ge=0)
-    adam_beta1: float = option(0.9, "decay of the first moment, in [0, 1)", ge=0, lt=1)
-    adam_beta2: float = option(0.999, "decay of the second moment, in [0, 1)", ge=0, lt=1)
-    adam_epsilon: float = option(1e-8, "added to the root of the second moment, above 0", gt=0)
-    max_grad_norm: float = option(1.0, "gradients are scaled down to this L2 norm; 0 turns it off", ge=0)
+    weight_decay: float = option(0.0, "decoupled decay, 0 or more", ge=0, advanced=True)
+    adam_beta1: float = option(0.9, "decay of the first moment, in [0, 1)", ge=0, lt=1, advanced=True)
+    adam_beta2: float = option(0.999, "decay of the second moment, in [0, 1)", ge=0, lt=1, advanced=True)
+    adam_epsilon: float = option(1e-8, "added to the root of the second moment, above 0", gt=0, advanced=True)
+    max_grad_norm: float = option(1.0, "gradients are scaled down to this L2 norm; 0 turns it off", ge=0, advanced=True)
 
 
 class EngineConfig(Section):
@@ -85,9 +95,11 @@ class EngineConfig(Section):
 
     device: Literal["auto", "cpu", "cuda"] = option("auto", "auto takes a GPU where there is one")
     precision: Precision = option("auto", "matrix products in float32 or bfloat16; auto probes what is fast here")
-    micro_batch_tokens: int = option(0, "tokens computed at once, 0 or more; 0 chooses by device", ge=0)
+    micro_batch_tokens: int = option(0, "tokens computed at once, 0 or more; 0 chooses by device", ge=0, advanced=True)
     activation_checkpointing: bool = option(False, "recompute activations in the backward pass: less memory, slower")
-    num_threads: int = option(0, "processor threads, 0 or more; 0 takes every core this process may use", ge=0)
+    num_threads: int = option(
+        0, "processor threads, 0 or more; 0 takes every core this process may use", ge=0, advanced=True
+    )
 
 
 class EvalConfig(Section):
@@ -96,23 +108,27 @@ class EvalConfig(Section):
     eval_steps: int | float = option(0.25, "evaluate every N steps, or every share of the run in (0, 1); 0 only ends")
     num_samples: int = option(8, "held-out prompts answered and scored, before and after, 0 or more", ge=0)
     max_new_tokens: int = option(256, "longest answer in tokens, 1 or more", ge=1)
-    temperature: float = option(0.0, "of the answers; 0 is greedy", ge=0)
-    top_p: float = option(1.0, "of the answers, in (0, 1]", gt=0, le=1)
+    temperature: float = option(0.0, "of the answers; 0 is greedy", ge=0, advanced=True)
+    top_p: float = option(1.0, "of the answers, in (0, 1]", gt=0, le=1, advanced=True)
     scorers: list[str] = option(["auto"], "how answers are scored; auto chooses by what the references look like")
-    metric_for_best_model: str = option("eval/nll", "metric that chooses the best checkpoint")
-    greater_is_better: bool = option(False, "whether that metric is to rise")
-    early_stopping_patience: int | None = option(None, "evaluations without a gain before stopping; null never", ge=1)
-    early_stopping_threshold: float = option(0.0, "smallest gain that counts, 0 or more", ge=0)
+    metric_for_best_model: str = option("eval/nll", "metric that chooses the best checkpoint", advanced=True)
+    greater_is_better: bool = option(False, "whether that metric is to rise", advanced=True)
+    early_stopping_patience: int | None = option(
+        None, "evaluations without a gain before stopping; null never", ge=1, advanced=True
+    )
+    early_stopping_threshold: float = option(0.0, "smallest gain that counts, 0 or more", ge=0, advanced=True)
 
 
 class CheckpointConfig(Section):
     """What is kept, and where a run goes on."""
 
     save_steps: int | float = option(0.25, "save every N steps, or every share of the run in (0, 1); 0 only ends")
-    save_minutes: float = option(10.0, "save when this many minutes have passed since the last; 0 never", ge=0)
+    save_minutes: float = option(
+        10.0, "save when this many minutes have passed since the last; 0 never", ge=0, advanced=True
+    )
     save_total_limit: int = option(2, "checkpoints kept besides the best one, 1 or more", ge=1)
     resume_from_checkpoint: str = option("auto", "auto goes on from the newest good one; never starts anew; or a path")
-    load_best_model_at_end: bool = option(False, "publish the best checkpoint, not the last")
+    load_best_model_at_end: bool = option(False, "publish the best checkpoint, not the last", advanced=True)
 
 
 __all__ = [

@@ -1,0 +1,1 @@
+"""The real ones: each optional or heavy library lives in one adapter. Only ``wiring`` names them."""

@@ -1,0 +1,350 @@
+"""The training port over the local engine.
+
+All computing happens in one thread of its own, in the order it was asked for; files are written by another. The event
+loop stays free for logging, signals and Prefect.
+
+Axes: D datums, N positions of a datum, S scored positions.
+"""
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from crucible_train import checkpoints, files
+from crucible_train.adapters.torch_local import sampler
+from crucible_train.adapters.torch_local.attention import FlexLayout, Layout, LoopLayout
+from crucible_train.adapters.torch_local.hardware import Hardware
+from crucible_train.adapters.torch_local.loading import EngineModel, Lora, hidden_states, load
+from crucible_train.adapters.torch_local.loss_head import gradient_of, logprobs, weighted_logprobs
+from crucible_train.adapters.torch_local.modules import trainable
+from crucible_train.adapters.torch_local.state import restore, take_snapshot
+from crucible_train.adapters.torch_local.stream import TokenStream, micro_batches, scored
+from crucible_train.errors import CheckpointError, TrainingError
+from crucible_train.ports import ModelInfo, StepOutput, Tokenizer
+from crucible_train.types import (
+    AdamParams,
+    ArtifactRef,
+    CrossEntropy,
+    CustomLoss,
+    Datum,
+    Loss,
+    ModelInput,
+    SamplingParams,
+    TensorData,
+    TokensWithLogprobs,
+)
+
+T = TypeVar("T")
+STATE_KIND = "state"
+DEFAULT_MICRO_BATCH_TOKENS = {"cpu": 1024, "cuda": 16384}
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """How the engine computes: where, how much at once, and where it keeps states."""
+
+    hardware: Hardware
+    state_dir: Path
+    micro_batch_tokens: int = 0
+    activation_checkpointing: bool = False
+    seed: int = 0
+
+    @property
+    def max_tokens(self) -> int:
+        """Positions computed at once."""
+        return self.micro_batch_tokens or DEFAULT_MICRO_BATCH_TOKENS[self.hardware.device]
+
+
+class LocalBackend:
+    """Trains and samples one model in this process."""
+
+    def __init__(
+        self,
+        model_dir: Path,
+        tokenizer: Tokenizer,
+        settings: EngineSettings,
+        lora: Lora | None,
+        adapter: Path | None = None,
+        name: str = "",
+    ) -> None:
+        """Load the model.
+
+        Args:
+            model_dir: a transformers model folder.
+            tokenizer: its tokenizer.
+            settings: how to compute.
+            lora: the adapter to train; None trains all weights.
+            adapter: adapter weights to begin from.
+            name: what the model is called in reports.
+
+        Raises:
+            ModelError: the folder holds no model this engine computes.
+        """
+        self._settings = settings
+        self._tokenizer = tokenizer
+        self._name = name or str(model_dir)
+        self._lora = lora
+        torch.set_num_threads(settings.hardware.num_threads)
+        self._model: EngineModel = load(model_dir, settings.hardware, lora, adapter, settings.seed)
+        if settings.activation_checkpointing:
+            self._model.causal.gradient_checkpointing_enable({"use_reentrant": False})
+        self._parameters = trainable(self._model.causal)
+        self._optimizer = _adamw([parameter for _, parameter in self._parameters])
+        self._num_backwards = 0
+        self._engine = ThreadPoolExecutor(max_workers=1, thread_name_prefix="crucible-engine")
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="crucible-writer")
+        self._is_abandoned = threading.Event()
+        self._waiting: list[tuple[np.ndarray, int, SamplingParams, Future[TokensWithLogprobs]]] = []
+
+    # The training port -------------------------------------------------------------------------------------------------
+
+    async def forward_backward(self, datums: Sequence[Datum], loss: Loss) -> StepOutput:
+        """Add the gradient of ``loss`` over ``datums`` to what has been gathered."""
+        return await self._compute(self._pass, datums, loss, True)
+
+    async def forward(self, datums: Sequence[Datum], loss: Loss) -> StepOutput:
+        """Compute ``loss`` over ``datums`` without a gradient."""
+        return await self._compute(self._pass, datums, loss, False)
+
+    async def optim_step(self, adam: AdamParams) -> Mapping[str, float]:
+        """Take one AdamW step with the gathered gradient and clear it."""
+        return await self._compute(self._step, adam)
+
+    async def save_state(
+        self, name: str, *, attachments: Mapping[str, bytes] | None = None, with_optimizer: bool = True
+    ) -> ArtifactRef:
+        """Store weights, optimizer and ``attachments`` as one whole under ``name``."""
+        optimizer = self._optimizer if with_optimizer else None
+        snapshot = await self._compute(take_snapshot, self._model, self._parameters, optimizer)
+        folder = self._settings.state_dir / name
+
+        def fill(temporary: Path) -> None:
+            snapshot.write(temporary)
+            for attachment, data in (attachments or {}).items():
+                files.write_bytes(temporary / attachment, data)
+
+        digest = await asyncio.wrap_future(self._writer.submit(checkpoints.write_checkpoint, folder, fill))
+        size = sum(path.stat().st_size for path in folder.iterdir())
+        return ArtifactRef(uri=str(folder), sha256=digest, kind=STATE_KIND, size=size)
+
+    async def load_state(self, ref: ArtifactRef) -> None:
+        """Restore what ``save_state`` stored."""
+        folder = Path(ref.uri)
+        if checkpoints.verify(folder) != ref.sha256:
+            raise CheckpointError(f"{folder}: it is not the state that was asked for")
+        await self._compute(restore, folder, self._model, self._parameters, self._optimizer)
+
+    def sampling_client(self) -> "LocalBackend":
+        """This backend: it samples the weights as they are."""
+        return self
+
+    def model_info(self) -> ModelInfo:
+        """What is being trained."""
+        hardware, config = self._settings.hardware, self._model.causal.config.get_text_config()
+        return ModelInfo(
+            name=self._name,
+            num_params=sum(p.numel() for p in self._model.causal.parameters()),
+            num_trainable_params=sum(parameter.numel() for _, parameter in self._parameters),
+            vocab_size=config.vocab_size,
+            max_positions=config.max_position_embeddings,
+            adapter="full" if self._lora is None else "lora",
+            precision=hardware.precision,
+            device=hardware.device,
+            num_threads=hardware.num_threads,
+        )
+
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer."""
+        return self._tokenizer
+
+    async def close(self) -> None:
+        """Finish what was asked for and free the model."""
+        await asyncio.to_thread(self._engine.shutdown)
+        await asyncio.to_thread(self._writer.shutdown)
+        self._optimizer.state.clear()
+        self._parameters = []
+        del self._model
+
+    # The sampling port -------------------------------------------------------------------------------------------------
+
+    async def sample(
+        self, prompt: ModelInput, num_samples: int, params: SamplingParams
+    ) -> Sequence[TokensWithLogprobs]:
+        """Write ``num_samples`` continuations of ``prompt``, in one batch with whatever else waits."""
+        tokens = prompt.to_array()
+        if not tokens.size:
+            raise ValueError("a prompt needs at least one token")
+        futures: list[Future[TokensWithLogprobs]] = [Future() for _ in range(num_samples)]
+        self._waiting.extend((tokens, index, params, future) for index, future in enumerate(futures))
+        await asyncio.sleep(0)  # let the other callers of this moment join the batch
+        await self._compute(self._write_waiting)
+        return [future.result() for future in futures]
+
+    async def compute_logprobs(self, model_input: ModelInput) -> Sequence[float | None]:
+        """The log-probability of each token given those before it; None for the first."""
+        return [None, *await self._compute(sampler.score, self._model, model_input.to_array())]
+
+    # In the engine's thread --------------------------------------------------------------------------------------------
+
+    async def _compute(self, function: Callable[..., T], *args: Any) -> T:
+        """Run in the engine's thread; a caller that is cancelled makes the engine drop a pass it is in."""
+        future = self._engine.submit(self._guarded, function, *args)
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            self._is_abandoned.set()
+            raise
+
+    def _guarded(self, function: Callable[..., T], *args: Any) -> T:
+        self._is_abandoned.clear()
+        return function(*args)
+
+    def _pass(self, datums: Sequence[Datum], loss: Loss, with_gradient: bool) -> StepOutput:
+        try:
+            with torch.set_grad_enabled(with_gradient):
+                match loss:
+                    case CrossEntropy():
+                        return self._cross_entropy(datums, with_gradient)
+                    case CustomLoss():
+                        return self._custom(datums, loss, with_gradient)
+        except Exception as error:
+            if with_gradient:
+                self._clear_gradients()
+            if isinstance(error, RuntimeError) and not isinstance(error, TrainingError):
+                raise TrainingError(f"a pass over {len(datums)} sequences failed: {error}") from error
+            raise
+
+    def _cross_entropy(self, datums: Sequence[Datum], with_gradient: bool) -> StepOutput:
+        found_D = [np.zeros(datum.num_tokens, np.float32) for datum in datums]
+        total = 0.0
+        for stream in self._streams(datums):
+            with self._model.attention.using(self._layout(stream)):
+                hidden, targets = self._scored_hidden(stream)
+                if with_gradient:
+                    weights = torch.from_numpy(stream.weights_S).to(hidden.device)
+                    loss, logprobs_S = weighted_logprobs(hidden, self._model.head, targets, weights)
+                    loss.backward()
+                    total += float(loss)
+                else:
+                    logprobs_S = logprobs(hidden, self._model.head, targets)
+                    total -= float(logprobs_S.double().cpu().numpy() @ stream.weights_S)
+            _scatter(found_D, stream, logprobs_S)
+        self._num_backwards += with_gradient
+        return StepOutput(total, found_D)
+
+    def _custom(self, datums: Sequence[Datum], loss: CustomLoss, with_gradient: bool) -> StepOutput:
+        """Any function of the log-probabilities: one pass finds them, its derivative weighs a second one.
+
+        The loss depends on the weights through the log-probabilities alone, so its gradient is that of the weighted
+        sum with the weights -dloss/dlogp.
+        """
+        first = self._cross_entropy(datums, with_gradient=False)
+        inputs_D = [{k: torch.from_numpy(v.to_numpy()) for k, v in d.loss_fn_inputs.items()} for d in datums]
+        with torch.enable_grad():
+            logprobs_D = [torch.from_numpy(found.copy()).requires_grad_() for found in first.logprobs_D]
+            value, metrics = loss.function(logprobs_D, inputs_D)
+            if with_gradient:
+                value.backward()
+        if with_gradient:
+            weighted = [
+                datum_with_weights(datum, np.zeros(0) if x.grad is None else -x.grad.numpy())
+                for datum, x in zip(datums, logprobs_D, strict=True)
+            ]
+            self._cross_entropy(weighted, with_gradient=True)
+        return StepOutput(float(value), first.logprobs_D, dict(metrics))
+
+    def _streams(self, datums: Sequence[Datum]) -> Iterator[TokenStream]:
+        items = [scored(index, datum) for index, datum in enumerate(datums)]
+        if self._model.joins_segments:
+            streams = micro_batches(items, self._settings.max_tokens)
+        else:
+            streams = micro_batches(items, 0, share=False)
+        for stream in streams:
+            if self._is_abandoned.is_set():
+                raise TrainingError("the pass was abandoned")
+            yield stream
+
+    def _layout(self, stream: TokenStream) -> Layout:
+        if self._settings.hardware.device == "cuda":
+            return FlexLayout(stream.segments, self._settings.hardware.torch_device)
+        return LoopLayout(stream.segments)
+
+    def _scored_hidden(self, stream: TokenStream) -> tuple[torch.Tensor, torch.Tensor]:
+        device = self._settings.hardware.torch_device
+        arrays = (stream.tokens_T, stream.positions_T, stream.rows_S, stream.targets_S)
+        tokens, positions, rows, targets = (torch.from_numpy(array).to(device) for array in arrays)
+        return hidden_states(self._model, tokens, positions)[rows], targets
+
+    def _step(self, adam: AdamParams) -> Mapping[str, float]:
+        if not self._num_backwards:
+            raise TrainingError("optim_step was called with no gradient gathered")
+        gradients = [gradient_of(parameter) for _, parameter in self._parameters]
+        norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
+        if not bool(torch.isfinite(norm)):
+            self._clear_gradients()
+            raise TrainingError(f"the gradient's norm is {float(norm)}; the weights are left as they were")
+        if adam.grad_clip_norm > 0:
+            torch.nn.utils.clip_grads_with_norm_(
+                [parameter for _, parameter in self._parameters], adam.grad_clip_norm, norm, foreach=True
+            )
+        for group in self._optimizer.param_groups:
+            group["lr"] = adam.learning_rate
+            group["betas"] = (adam.beta1, adam.beta2)
+            group["eps"] = adam.eps
+            group["weight_decay"] = adam.weight_decay if group["decays"] else 0.0
+        self._optimizer.step()
+        self._model.precision.refresh()
+        self._clear_gradients()
+        return {"grad_norm": float(norm)}
+
+    def _clear_gradients(self) -> None:
+        self._num_backwards = 0
+        for _, parameter in self._parameters:
+            if parameter.grad is not None:
+                parameter.grad.zero_()
+
+    def _write_waiting(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        if not waiting:
+            return  # an earlier caller's batch has answered this one
+        try:
+            written = sampler.write(self._model, [(tokens, index, params) for tokens, index, params, _ in waiting])
+        except BaseException as error:
+            for *_, future in waiting:
+                future.set_exception(error)
+            raise
+        for (*_, future), answer in zip(waiting, written, strict=True):
+            future.set_result(answer)
+
+
+def datum_with_weights(datum: Datum, weights_N: np.ndarray) -> Datum:
+    """The datum with other weights; none at all where the array is empty."""
+    if not weights_N.size:
+        weights_N = np.zeros(datum.num_tokens, np.float32)
+    return Datum(
+        datum.model_input, {**datum.loss_fn_inputs, "weights": TensorData(weights_N.astype(np.float32), "float32")}
+    )
+
+
+def _scatter(found_D: Sequence[np.ndarray], stream: TokenStream, logprobs_S: torch.Tensor) -> None:
+    """Put each score where its datum expects it."""
+    values = logprobs_S.detach().cpu().numpy()
+    for index in np.unique(stream.datum_S):
+        mine = stream.datum_S == index
+        found_D[index][stream.place_S[mine]] = values[mine]
+
+
+def _adamw(parameters: Sequence[torch.nn.Parameter]) -> torch.optim.AdamW:
+    """AdamW in one fused pass over the weights; vectors (norms, biases) are not decayed."""
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "decays": True},
+        {"params": [p for p in parameters if p.ndim <= 1], "decays": False},
+    ]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=0.0, fused=True)

@@ -1,0 +1,107 @@
+"""What this machine is fast at: looked at once, remembered, stated in one line."""
+
+import os
+import platform
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from crucible_train import files
+from crucible_train.errors import ConfigError
+
+_PROBE_SHAPE = (512, 1024, 1024)
+_PROBE_REPEATS = 5
+# bfloat16 must be clearly faster: a probe near the line would choose differently from run to run.
+_WORTHWHILE_SPEEDUP = 1.3
+
+PrecisionName = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """Where and how a run computes. ``description`` is the line a user sees."""
+
+    device: str
+    precision: PrecisionName
+    num_threads: int
+    description: str
+
+    @property
+    def torch_device(self) -> torch.device:
+        """The device as torch names it."""
+        return torch.device(self.device)
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The precision as torch names it."""
+        return torch.bfloat16 if self.precision == "bfloat16" else torch.float32
+
+
+def usable_cores() -> int:
+    """How many processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def choose_hardware(device: str, precision: str, num_threads: int, memory: Path) -> Hardware:
+    """Resolve ``auto`` and 0: which device, which precision, how many threads.
+
+    A probe of the processor is kept in the folder ``memory``, so that every run on one machine chooses alike.
+
+    Raises:
+        ConfigError: a GPU was asked for and there is none.
+    """
+    cores = usable_cores()
+    threads = num_threads or cores
+    torch.set_num_threads(threads)
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("engine.device: cuda was asked for, but torch sees no GPU here; use auto or cpu")
+    chosen = "cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu"
+    if precision in {"float32", "bfloat16"}:
+        name: PrecisionName = "bfloat16" if precision == "bfloat16" else "float32"
+        why = "as asked"
+    elif chosen == "cuda":
+        name = "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+        why = torch.cuda.get_device_name()
+    else:
+        speedup = _bfloat16_speedup(threads, memory)
+        name = "bfloat16" if speedup >= _WORTHWHILE_SPEEDUP else "float32"
+        why = f"bfloat16 products are {speedup:.1f}x as fast as float32 here"
+    place = "GPU" if chosen == "cuda" else f"CPU, {threads} of {cores} cores"
+    return Hardware(chosen, name, threads, f"{place}, {name} ({why})")
+
+
+def _bfloat16_speedup(num_threads: int, memory: Path) -> float:
+    """How much faster than float32 a bfloat16 matrix product is, as first measured on this kind of machine."""
+    identity = {"cpu": _processor(), "torch": torch.__version__, "threads": num_threads}
+    record = memory / f"precision-{files.sha256_json(identity)[:16]}.json"
+    known = files.read_json(record)
+    if isinstance(known, dict) and isinstance(known.get("speedup"), float):
+        return float(known["speedup"])
+    seconds = {dtype: _product_seconds(dtype) for dtype in (torch.float32, torch.bfloat16)}
+    speedup = round(seconds[torch.float32] / seconds[torch.bfloat16], 2)
+    files.write_json(record, {**identity, "speedup": speedup})
+    return speedup
+
+
+def _product_seconds(dtype: torch.dtype) -> float:
+    rows, inner, columns = _PROBE_SHAPE
+    left, right = torch.ones(rows, inner, dtype=dtype), torch.ones(columns, inner, dtype=dtype)
+    times = []
+    for _ in range(_PROBE_REPEATS + 1):
+        start = time.perf_counter()
+        torch.mm(left, right.t())
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    wanted = [line for line in lines if line.startswith(("model name", "flags"))]
+    return files.sha256_json(sorted(set(wanted)))

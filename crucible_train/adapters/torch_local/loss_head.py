@@ -1,0 +1,189 @@
+"""The one loss head: log-probabilities of chosen tokens at chosen positions, never a full table of logits.
+
+    logp_s = z[s, target_s] - log sum_v exp z[s, v],    z = hidden_S W^T
+
+Logits exist for a chunk of positions at a time, at most ``MAX_CHUNK_BYTES`` of them whatever the vocabulary, in buffers
+that are used again. Where the loss is ``-sum_s w_s logp_s`` with weights known beforehand, its gradient
+
+    dz[s, v] = w_s (softmax(z_s)[v] - [v = target_s])
+
+is formed in the same chunk, so that a frozen head costs two matrix products and a trained one three; a trained head's
+gradient goes straight into ``weight.grad``, with no table of its own. Where the loss is any other function of the
+log-probabilities, a second pass computes the chunk again once dloss/dlogp is known.
+
+Axes: S scored positions, V vocabulary, X hidden width.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MAX_CHUNK_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The output layer: its weight (V, X), and how the model bends its logits.
+
+    ``scale`` multiplies them, then ``softcap`` squashes them by tanh. ``compute`` is the weight in the precision of the
+    matrix products; it is ``weight`` itself unless master weights are kept in another precision.
+    """
+
+    weight: Tensor
+    compute: Tensor
+    bias: Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+
+
+def weighted_logprobs(hidden_SX: Tensor, head: Head, targets_S: Tensor, weights_S: Tensor) -> tuple[Tensor, Tensor]:
+    """``-sum_s w_s logp_s`` and the log-probabilities (no gradient), both float32.
+
+    The gradient is formed here, for a backward pass that starts from this very loss: a trained head's is added to
+    ``head.weight.grad`` at once.
+    """
+    anchor = hidden_SX if hidden_SX.requires_grad else head.weight
+    return _Weighted.apply(hidden_SX, anchor, head, targets_S, weights_S)  # type: ignore[no-any-return]
+
+
+def logprobs(hidden_SX: Tensor, head: Head, targets_S: Tensor) -> Tensor:
+    """The log-probabilities, float32, through which any loss may flow back."""
+    if not torch.is_grad_enabled():
+        return torch.cat([chunk.normalise(targets_S) for chunk in _chunks(hidden_SX, head)])
+    anchor = hidden_SX if hidden_SX.requires_grad else head.weight
+    return _Logprobs.apply(hidden_SX, anchor, head, targets_S)  # type: ignore[no-any-return]
+
+
+class _Weighted(torch.autograd.Function):
+    """The second argument only ties the result to the graph where the hidden states have no gradient."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, hidden: Tensor, anchor: Tensor, head: Head, targets: Tensor, weights: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        grads = _Gradients(hidden, head, needs_hidden=ctx.needs_input_grad[0])
+        out = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
+        for chunk in _chunks(hidden, head):
+            out[chunk.rows] = chunk.normalise(targets)
+            grads.add(chunk, targets, weights)
+        ctx.hidden_grad = grads.hidden
+        ctx.mark_non_differentiable(out)
+        return -(out * weights).sum(), out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        if float(grad) != 1.0:
+            raise RuntimeError("the gradient of weighted_logprobs was formed for a backward pass that starts from it")
+        hidden_grad, ctx.hidden_grad = ctx.hidden_grad, None
+        return hidden_grad, None, None, None, None
+
+
+class _Logprobs(torch.autograd.Function):
+    """The second argument only ties the result to the graph where the hidden states have no gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, anchor: Tensor, head: Head, targets: Tensor) -> Tensor:  # type: ignore[override]
+        out = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
+        for chunk in _chunks(hidden, head):
+            out[chunk.rows] = chunk.normalise(targets)
+        ctx.save_for_backward(hidden, targets)
+        ctx.head = head
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        hidden, targets = ctx.saved_tensors
+        grads = _Gradients(hidden, ctx.head, needs_hidden=ctx.needs_input_grad[0])
+        for chunk in _chunks(hidden, ctx.head):
+            chunk.normalise(targets)
+            grads.add(chunk, targets, -grad)
+        return grads.hidden, None, None, None
+
+
+@dataclass(slots=True)
+class _Chunk:
+    """The float32 logits of some rows, in a buffer that the next chunk uses again.
+
+    After ``normalise`` the buffer holds ``exp(z - max)`` and ``total_S`` its sum. ``slope`` is the derivative of the
+    bent logits where the model squashes them.
+    """
+
+    rows: slice
+    logits: Tensor
+    slope: Tensor | None
+    total: Tensor | None = None
+
+    def normalise(self, targets_S: Tensor) -> Tensor:
+        """The log-probabilities of these rows' targets."""
+        target = self.logits.gather(1, targets_S[self.rows, None])
+        highest = self.logits.amax(dim=1, keepdim=True)
+        self.total = self.logits.sub_(highest).exp_().sum(dim=1, keepdim=True)
+        return (target - highest - self.total.log()).squeeze(1)
+
+
+class _Gradients:
+    """Gathers the gradients of ``-sum_s w_s logp_s`` chunk by chunk; those of the head go into its ``.grad``."""
+
+    def __init__(self, hidden: Tensor, head: Head, *, needs_hidden: bool) -> None:
+        self._input = hidden
+        self._head = head
+        self.hidden = torch.empty_like(hidden) if needs_hidden else None
+
+    def add(self, chunk: _Chunk, targets_S: Tensor, weights_S: Tensor) -> None:
+        """Turn a normalised chunk into its gradient, in place, and add the products."""
+        assert chunk.total is not None
+        rows, head = chunk.rows, self._head
+        weights = weights_S[rows, None]
+        dz = chunk.logits.mul_(weights / chunk.total)
+        dz.scatter_add_(1, targets_S[rows, None], -weights)
+        if chunk.slope is not None:
+            dz.mul_(chunk.slope)
+        if head.scale != 1.0:
+            dz.mul_(head.scale)
+        if self.hidden is not None:
+            self.hidden[rows] = dz.to(head.compute.dtype) @ head.compute
+        if head.weight.requires_grad:
+            gradient_of(head.weight).addmm_(dz.t(), self._input[rows].to(dz.dtype))
+        if head.bias is not None and head.bias.requires_grad:
+            gradient_of(head.bias).add_(dz.sum(0))
+
+
+def gradient_of(parameter: Tensor) -> Tensor:
+    """The buffer a parameter's gradient gathers in; made of zeros where there is none yet."""
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    return parameter.grad
+
+
+def _chunks(hidden: Tensor, head: Head) -> Iterator[_Chunk]:
+    """The logits of all rows, as many at a time as ``MAX_CHUNK_BYTES`` of them allow."""
+    num_rows, vocab, dtype = hidden.shape[0], head.compute.shape[0], head.compute.dtype
+    is_mixed = dtype != torch.float32
+    bytes_a_logit = 4 + (2 + 2 if is_mixed else 0) + (4 if head.softcap is not None else 0)
+    size = min(max(1, MAX_CHUNK_BYTES // (vocab * bytes_a_logit)), max(1, num_rows))
+    buffer = torch.empty(size, vocab, dtype=torch.float32, device=hidden.device)
+    product = torch.empty(size, vocab, dtype=dtype, device=hidden.device) if is_mixed else buffer
+    for start in range(0, num_rows, size):
+        rows = slice(start, min(start + size, num_rows))
+        logits = buffer[: rows.stop - start]
+        torch.mm(hidden[rows].to(dtype), head.compute.t(), out=product[: rows.stop - start])
+        if is_mixed:
+            logits.copy_(product[: rows.stop - start])
+        yield _Chunk(rows, logits, _bend(logits, head))
+
+
+def _bend(logits: Tensor, head: Head) -> Tensor | None:
+    """Bend raw logits as the model does, in place; the slope of the squashing, where there is one."""
+    if head.bias is not None:
+        logits.add_(head.bias)
+    if head.scale != 1.0:
+        logits.mul_(head.scale)
+    if head.softcap is None:
+        return None
+    logits.div_(head.softcap).tanh_()
+    slope = 1.0 - logits.square()
+    logits.mul_(head.softcap)
+    return slope

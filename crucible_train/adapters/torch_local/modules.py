@@ -1,0 +1,327 @@
+"""Leaner twins of the modules a transformer spends its time in.
+
+Each replaces a module's forward by one that computes the same and keeps less: the matrix products in the chosen
+precision, a normalisation that keeps its input only, a gated MLP that keeps gate and up only. Weights stay where they
+are, under their own names, so that checkpoints and adapters are those of the plain model. A twin is put in place only
+where its output on random input equals the module's own; whatever is not recognised runs as transformers wrote it.
+
+The residual stream and all statistics are float32. In bfloat16 the matrix products read and write bfloat16; frozen
+weights are kept in it, trained ones are float32 masters with a bfloat16 shadow that ``Precision.refresh`` renews.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft.tuners.lora import Linear as LoraLinear
+from torch import Tensor, nn
+
+from crucible_train.adapters.torch_local.loss_head import gradient_of
+
+_PROBE_ROWS = 4
+_TOLERANCE = 1e-5
+
+
+class Precision:
+    """In which precision matrix products are computed, and the weights in that precision."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        """float32 or bfloat16."""
+        self.dtype = dtype
+        self._shadows: list[tuple[nn.Parameter, Tensor]] = []
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether products are computed in less than float32."""
+        return self.dtype != torch.float32
+
+    def compute(self, parameter: nn.Parameter) -> Tensor:
+        """The weight as the matrix products read it.
+
+        A frozen weight is moved to the precision for good; a trained one keeps its float32 values and gets a shadow.
+        """
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.to(self.dtype)
+            return parameter.data
+        if not self.is_mixed:
+            return parameter.data
+        for known, shadow in self._shadows:
+            if known is parameter:
+                return shadow
+        shadow = parameter.data.to(self.dtype)
+        self._shadows.append((parameter, shadow))
+        return shadow
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Copy trained weights into their shadows; to be called after they change."""
+        for parameter, shadow in self._shadows:
+            shadow.copy_(parameter)
+
+
+def install(model: nn.Module, precision: Precision) -> dict[str, int]:
+    """Put the twins in place of what they equal; how many of each kind were."""
+    counts = {"linear": 0, "lora": 0, "norm": 0, "mlp": 0, "embedding": 0}
+    for module in model.modules():
+        if isinstance(module, LoraLinear):
+            counts["lora"] += _install_lora(module, precision)
+        elif type(module) is nn.Embedding:
+            counts["embedding"] += _install_embedding(module, precision)
+        elif _is_rms_norm(module):
+            counts["norm"] += _install_norm(module, precision)
+    for name, module in model.named_modules():
+        if type(module) is nn.Linear and "lora_" not in name and not hasattr(module, "crucible_twin"):
+            counts["linear"] += _install_linear(module, precision)
+    for module in model.modules():
+        if all(hasattr(module, name) for name in ("gate_proj", "up_proj", "down_proj", "act_fn")):
+            counts["mlp"] += _install_mlp(module)
+    return counts
+
+
+# Matrix products ---------------------------------------------------------------------------------------------------------
+
+
+class _Linear(torch.autograd.Function):
+    """``x W^T + b``, keeping ``x`` in the precision of the product; the gradient of ``W`` goes straight into ``.grad``."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: nn.Parameter, compute: Tensor, bias: Tensor | None) -> Tensor:  # type: ignore[override]
+        flat = x.reshape(-1, x.shape[-1]).to(compute.dtype)
+        out = torch.mm(flat, compute.t())
+        if bias is not None:
+            out.add_(bias)
+        ctx.save_for_backward(flat if weight.requires_grad else None, compute)
+        ctx.weight, ctx.bias, ctx.like = weight, bias, (x.shape, x.dtype)
+        return out.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        flat, compute = ctx.saved_tensors
+        shape, dtype = ctx.like
+        grad = grad.reshape(-1, grad.shape[-1]).to(compute.dtype)
+        if ctx.weight.requires_grad:
+            _add_product(gradient_of(ctx.weight), grad, flat)
+        if ctx.bias is not None and ctx.bias.requires_grad:
+            gradient_of(ctx.bias).add_(grad.sum(0, dtype=torch.float32))
+        back = torch.mm(grad, compute).view(shape).to(dtype) if ctx.needs_input_grad[0] else None
+        return back, None, None, None
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """``total += left^T right``."""
+    if left.dtype == total.dtype:
+        total.addmm_(left.t(), right)
+    else:
+        total.add_(torch.mm(left.t(), right))
+
+
+def _install_linear(module: nn.Linear, precision: Precision) -> int:
+    weight, bias = module.weight, module.bias
+    if not weight.requires_grad and not precision.is_mixed:
+        return 0
+    compute = precision.compute(weight)
+    module.forward = lambda x: _Linear.apply(x, weight, compute, bias)  # type: ignore[method-assign]
+    module.crucible_twin = True  # type: ignore[assignment]
+    return 1
+
+
+class _Lora(torch.autograd.Function):
+    """``x W^T + s (x A^T) B^T`` with ``W`` frozen: the update is added inside the product, no pass over the output."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, x: Tensor, compute: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float
+    ) -> Tensor:
+        flat = x.reshape(-1, x.shape[-1]).to(compute.dtype)
+        a_compute, b_compute = a.to(compute.dtype), (b * scale).to(compute.dtype)
+        inner = torch.mm(flat, a_compute.t())
+        out = torch.mm(flat, compute.t()).addmm_(inner, b_compute.t())
+        if bias is not None:
+            out.add_(bias)
+        ctx.save_for_backward(flat, compute, inner, a_compute, b_compute)
+        ctx.scale, ctx.like = scale, (x.shape, x.dtype)
+        return out.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        flat, compute, inner, a, b = ctx.saved_tensors
+        shape, dtype = ctx.like
+        grad = grad.reshape(-1, grad.shape[-1]).to(compute.dtype)
+        grad_inner = torch.mm(grad, b)
+        grad_a = torch.mm(grad_inner.t(), flat).float()
+        grad_b = torch.mm(grad.t(), inner).float().mul_(ctx.scale)
+        back = None
+        if ctx.needs_input_grad[0]:
+            back = torch.mm(grad, compute).addmm_(grad_inner, a).view(shape).to(dtype)
+        return back, None, None, grad_a, grad_b, None
+
+
+def _install_lora(module: LoraLinear, precision: Precision) -> int:
+    base = module.base_layer
+    module.base_layer.crucible_twin = True
+    adapters = module.active_adapters
+    is_plain = (
+        type(base) is nn.Linear
+        and len(adapters) == 1
+        and not module.use_dora.get(adapters[0], False)
+        and isinstance(module.lora_dropout[adapters[0]], nn.Identity)
+        and not base.weight.requires_grad
+    )
+    compute = precision.compute(base.weight)
+    if not is_plain:
+        base.forward = lambda x: _Linear.apply(x, base.weight, compute, base.bias)
+        return 0
+    a, b = module.lora_A[adapters[0]].weight, module.lora_B[adapters[0]].weight
+    scale = float(module.scaling[adapters[0]])
+
+    def forward(x: Tensor) -> Tensor:
+        if module.disable_adapters:
+            return _Linear.apply(x, base.weight, compute, base.bias)  # type: ignore[no-any-return]
+        return _Lora.apply(x, compute, base.bias, a, b, scale)  # type: ignore[no-any-return]
+
+    module.forward = forward  # type: ignore[method-assign]
+    return 1
+
+
+class _Embedding(torch.autograd.Function):
+    """Rows of the table as float32; the gradient is added to the rows of ``.grad``, with no table of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: nn.Parameter, ids: Tensor, padding: int | None) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(ids)
+        ctx.weight, ctx.padding = weight, padding
+        return F.embedding(ids, weight.detach()).float()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, None, None]:  # type: ignore[override]
+        (ids,) = ctx.saved_tensors
+        flat, rows = ids.reshape(-1), grad.reshape(-1, grad.shape[-1])
+        if ctx.padding is not None:
+            rows = rows.masked_fill((flat == ctx.padding)[:, None], 0.0)
+        gradient_of(ctx.weight).index_add_(0, flat, rows)
+        return None, None, None
+
+
+def _install_embedding(module: nn.Embedding, precision: Precision) -> int:
+    weight = module.weight
+    if module.max_norm is not None or module.scale_grad_by_freq or module.sparse:
+        return 0
+    precision.compute(weight)
+    if weight.requires_grad:
+        module.forward = lambda ids: _Embedding.apply(weight, ids, module.padding_idx)  # type: ignore[method-assign]
+    else:
+        module.forward = lambda ids: F.embedding(ids, weight).float()  # type: ignore[method-assign]
+    return 1
+
+
+# Normalisation and MLP -------------------------------------------------------------------------------------------------------
+
+
+class _RmsNorm(torch.autograd.Function):
+    """``w x / rms(x)`` (Zhang and Sennrich, arXiv 1910.07467), keeping only its input and one number a row."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:  # type: ignore[override]
+        flat = x.float()
+        inverse = torch.linalg.vector_norm(flat, dim=-1, keepdim=True)
+        inverse.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, inverse, weight)
+        return (flat * inverse).mul_(weight).to(dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, inverse, weight = ctx.saved_tensors
+        flat, width = x.float(), x.shape[-1]
+        grad_weight = None
+        if ctx.needs_input_grad[1]:
+            grad_weight = (grad * flat * inverse).reshape(-1, width).sum(0)
+        grad = grad * weight
+        slope = (grad * flat).sum(-1, keepdim=True).mul_(inverse.pow(3)).div_(-width)
+        return grad.mul_(inverse).addcmul_(flat, slope).to(x.dtype), grad_weight, None, None
+
+
+def _is_rms_norm(module: nn.Module) -> bool:
+    weight = getattr(module, "weight", None)
+    return "rmsnorm" in type(module).__name__.lower() and isinstance(weight, nn.Parameter) and weight.ndim == 1
+
+
+def _install_norm(module: nn.Module, precision: Precision) -> int:
+    eps = next((getattr(module, name) for name in ("variance_epsilon", "eps", "epsilon") if hasattr(module, name)), None)
+    weight = module.weight
+    if not isinstance(eps, float) or not isinstance(weight, nn.Parameter):
+        return 0
+    weight.data = weight.data.float()
+
+    def twin(x: Tensor) -> Tensor:
+        return _RmsNorm.apply(x, weight, eps, precision.dtype)  # type: ignore[no-any-return]
+
+    probe = torch.randn(_PROBE_ROWS, weight.shape[0], device=weight.device, generator=_generator(weight.device))
+    with torch.no_grad():
+        if not _equal(module.forward(probe), _RmsNorm.apply(probe, weight, eps, torch.float32)):
+            return 0
+    module.forward = twin  # type: ignore[method-assign]
+    return 1
+
+
+class _GatedSilu(torch.autograd.Function):
+    """``silu(gate) * up``, keeping the two and nothing else."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        gate, up = ctx.saved_tensors
+        sigmoid = torch.sigmoid(gate)
+        silu = gate * sigmoid
+        grad_up = grad * silu
+        # d silu / d gate = sigmoid (1 + gate - silu)
+        return silu.neg_().add_(gate).add_(1.0).mul_(sigmoid).mul_(up).mul_(grad), grad_up
+
+
+def _install_mlp(module: nn.Module) -> int:
+    activation: Callable[[Tensor], Tensor] = module.act_fn  # type: ignore[assignment]
+    probe = torch.linspace(-8, 8, 33)
+    if not callable(activation) or not _equal(activation(probe), F.silu(probe)):
+        return 0
+    gate, up, down = module.gate_proj, module.up_proj, module.down_proj
+    if not all(isinstance(part, nn.Module) for part in (gate, up, down)):
+        return 0
+
+    def twin(x: Tensor) -> Tensor:
+        return down(_GatedSilu.apply(gate(x), up(x)))  # type: ignore[operator,no-any-return]
+
+    width = _input_width(gate)
+    if width is None:
+        return 0
+    with torch.no_grad():
+        device = next(module.parameters()).device
+        x = torch.randn(_PROBE_ROWS, width, device=device, generator=_generator(device))
+        try:
+            own = module.forward(x)
+        except TypeError:  # a block with other arguments (an expert layer, say) keeps its own forward
+            return 0
+        if not isinstance(own, Tensor) or not _equal(own.float(), twin(x).float()):
+            return 0
+    module.forward = twin  # type: ignore[method-assign]
+    return 1
+
+
+def _input_width(linear: Any) -> int | None:
+    return getattr(linear, "in_features", None)
+
+
+def _generator(device: torch.device) -> torch.Generator:
+    return torch.Generator(device=device).manual_seed(0)
+
+
+def _equal(left: Tensor, right: Tensor) -> bool:
+    return left.shape == right.shape and torch.allclose(left, right, rtol=_TOLERANCE, atol=_TOLERANCE)
+
+
+def trainable(model: nn.Module) -> Sequence[tuple[str, nn.Parameter]]:
+    """The named parameters that are trained, in the model's order."""
+    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]

@@ -1,0 +1,107 @@
+"""Keeping secrets out of what is printed and stored: by the name a value stands under, and by how it looks."""
+
+import math
+import re
+from collections.abc import Mapping
+from enum import Enum
+from itertools import pairwise
+from typing import Any
+
+from pydantic import BaseModel
+
+REDACTED = "[redacted]"
+
+_SECRET_WORDS = re.compile(
+    r"password|passwd|passphrase|pwd|secret|secrets|credential|credentials|authorization|apikey|apikeys|"
+    r"accesskey|secretkey|privatekey|accountkey|authtoken|accesstoken|hftoken"
+)
+_KEY_KINDS = re.compile(r"api|access|secret|private|account|auth|encryption|signing|license|ssh|wandb|neptune")
+_TOKEN_KINDS = re.compile(
+    r"access|api|auth|bearer|refresh|hub|hf|huggingface|session|id|secret|security|github|gitlab|wandb|write|"
+    r"read|user|service|bot|personal"
+)
+_TEXT_TOKENS = re.compile(
+    r"cls|pad|eos|bos|unk|sep|mask|image|video|audio|special|stop|start|end|begin|per|next|first|last|new|"
+    r"prefix|suffix|text|turn|extra|boi|eoi|bot|eot|placeholder|think|tool|response|max|min|num|decoder|forced|"
+    r"class|vocab|by|each"
+)
+_POINTERS = re.compile(r"env|variable|name|file|path")
+_SIGNED_PARAMETERS = re.compile(
+    r"sig|signature|x-amz-signature|x-amz-credential|x-amz-security-token|x-goog-signature|x-goog-credential|"
+    r"awsaccesskeyid|googleaccessid|key|code"
+)
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
+
+_USER_INFO = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://[^/\s:@]*):[^/\s]+@")
+_ASSIGNMENT = re.compile(r"([?&;#]?)\b([A-Za-z][\w.-]*)=([^&\s#;,'\"]+)")
+_AUTHORIZATION = re.compile(r"(?i)\b(authorization\s*[:=]\s*)(\w+\s+)?\S+")
+_BARE_SECRETS = re.compile(
+    r"""
+      -----BEGIN\ [A-Z ]*PRIVATE\ KEY-----.*                    # PEM
+    | (?<![A-Za-z0-9])(?:
+          hf_(?:(?=[A-Za-z]*[0-9])[A-Za-z0-9]{10,}|[A-Za-z0-9]{16,})
+        | sk-(?:(?=[A-Za-z_-]*[0-9])[A-Za-z0-9_-]{8,}|[A-Za-z0-9_-]{16,})
+        | (?:AKIA|ASIA)[A-Z0-9]{12,}
+        | (?:gh[oprsu]_|github_pat_|glpat-|xox[abprs]-|AIza)[A-Za-z0-9_-]{16,}
+        | eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]+  # JSON web token
+        | [Bb]earer\s+(?:(?=[A-Za-z._~+/=-]*[0-9])[A-Za-z0-9._~+/=-]{8,}|[A-Za-z0-9._~+/=-]{16,})
+      )
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+
+
+def redacted(config_or_dict: BaseModel | Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON-ready copy in which secrets read ``[redacted]``; null and booleans stay, also under a secret's name."""
+    if isinstance(config_or_dict, BaseModel):
+        config_or_dict = config_or_dict.model_dump(mode="json")
+    return {str(key): _redact(value, str(key)) for key, value in config_or_dict.items()}
+
+
+def _redact(value: Any, name: str) -> Any:
+    if value is None or isinstance(value, bool):
+        return value
+    if is_secret_name(name) and value != "":
+        return REDACTED
+    if isinstance(value, BaseModel | Mapping):
+        return redacted(value)
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_redact(item, "") for item in value]
+    if isinstance(value, Enum):
+        return _redact(value.value, name)
+    if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    return hide_secrets(str(value))
+
+
+def is_secret_name(name: str) -> bool:
+    """Whether a value of this name is secret: ``hf_token`` is; ``pad_token``, ``num_tokens``, ``sort_key`` are not."""
+    words = [word.lower() for word in _WORD.findall(name)]
+    if not words or _POINTERS.fullmatch(words[-1]):
+        return False
+    kind = words[-2] if len(words) > 1 else ""
+    if words[-1] == "token":
+        return not _TEXT_TOKENS.fullmatch(kind)
+    if words[-1] == "tokens":
+        return _TOKEN_KINDS.fullmatch(kind) is not None
+    has_key = any(second in ("key", "keys") and _KEY_KINDS.fullmatch(first) for first, second in pairwise(words))
+    return has_key or any(_SECRET_WORDS.fullmatch(word) for word in words)
+
+
+def is_private_name(name: str) -> bool:
+    """The wider rule for error lines, where hiding costs nothing: any name that ends in ``key`` as well."""
+    return is_secret_name(name) or name.lower().endswith("key")
+
+
+def hide_secrets(text: str) -> str:
+    """``text`` with what looks like a secret replaced: passwords in URLs, signatures, well-known token forms."""
+    text = _USER_INFO.sub(rf"\1:{REDACTED}@", text)
+    text = _AUTHORIZATION.sub(lambda found: f"{found[1]}{REDACTED}", text)
+    text = _ASSIGNMENT.sub(_hide_assigned, text)
+    return _BARE_SECRETS.sub(REDACTED, text)
+
+
+def _hide_assigned(found: re.Match[str]) -> str:
+    mark, name, _ = found.groups()
+    secret = is_secret_name(name) or (mark and _SIGNED_PARAMETERS.fullmatch(name.lower()))
+    return f"{mark}{name}={REDACTED}" if secret else found[0]

@@ -1,0 +1,1 @@
+"""From rows to batches: reading conversations, rendering them, the order of examples."""

@@ -1,0 +1,212 @@
+"""Which conversation a row means. One entry of ``FORMATS`` a format.
+
+    messages            {"messages": [{"role", "content"}, ...], "tools": [...]}
+    sharegpt            {"conversations": [{"from": "human" | "gpt" | ..., "value"}, ...], "system": "..."}
+    prompt_completion   {"prompt": text or messages, "completion": text or messages}     (also question and answer)
+    alpaca              {"instruction", "input", "output", "system"}
+"""
+
+import difflib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from crucible_train.errors import DataError, RenderError
+from crucible_train.types import Message, conversation
+
+Row = Mapping[str, Any]
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+_SHAREGPT_ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bard": "assistant",
+    "bing": "assistant",
+    "assistant": "assistant",
+    "model": "assistant",
+    "system": "system",
+    "tool": "tool",
+    "function_response": "tool",
+    "observation": "tool",
+}
+_PROMPTS = ("prompt", "question", "query", "problem")
+_COMPLETIONS = ("completion", "response", "answer", "solution")
+
+
+@dataclass(frozen=True, slots=True)
+class Dialogue:
+    """A conversation that was read, and the tools its assistant may call."""
+
+    messages: tuple[Message, ...]
+    tools: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A conversation format: the columns it needs, and how a row is read."""
+
+    name: str
+    needs: tuple[tuple[str, ...], ...]
+    """For each needed column, the names it goes by."""
+    read: Callable[[Row], Sequence[Any]]
+    """The messages of a row."""
+
+    def columns(self, present: Sequence[str]) -> tuple[str, ...] | None:
+        """The columns of a row that this format would read, or None if one is missing."""
+        found = tuple(next((name for name in names if name in present), None) for names in self.needs)
+        return None if None in found else found  # type: ignore[return-value]
+
+
+def detect(present: Sequence[str]) -> Format:
+    """The first format whose columns are there.
+
+    Raises:
+        DataError: none is; the text says what was found, what is taken, and the line to add.
+    """
+    for form in FORMATS:
+        if form.columns(present) is not None:
+            return form
+    taken = "; ".join(f"{form.name}: {' and '.join(names[0] for names in form.needs)}" for form in FORMATS)
+    found = ", ".join(present) or "none"
+    first, second = [*present, "YOUR_COLUMN", "YOUR_COLUMN"][:2]
+    raise DataError(
+        f"the columns are {found}, and no conversation format has them. Taken are {taken}. "
+        f"To map yours, add: data.columns={{prompt: {first}, completion: {second}}}"
+    )
+
+
+def named(name: str) -> Format:
+    """The format of that name."""
+    return next(form for form in FORMATS if form.name == name)
+
+
+def read_row(row: Row, form: Format, renames: Mapping[str, str]) -> Dialogue:
+    """The conversation of a row.
+
+    Args:
+        row: values by column.
+        form: the format to read.
+        renames: our column name -> the file's.
+
+    Raises:
+        DataError: a column is missing, a field is wrong, or the roles stand in an order no chat has.
+    """
+    row = dict(row)
+    for ours, theirs in renames.items():
+        if theirs not in row:
+            raise DataError(f"data.columns names a column {theirs!r}, but the row has {', '.join(row)}")
+        row[ours] = row.pop(theirs)
+    if form.columns(list(row)) is None:
+        missing = next(names[0] for names in form.needs if not any(name in row for name in names))
+        raise DataError(f"column {missing!r} is missing; the row has {', '.join(row) or 'none'}")
+    try:
+        messages = conversation(form.read(row))
+    except RenderError as error:
+        raise DataError(str(error)) from error
+    check_roles(messages)
+    return Dialogue(messages, _tools(row.get("tools")))
+
+
+def check_roles(messages: Sequence[Message]) -> None:
+    """Refuse roles that are unknown or stand in an order no chat has.
+
+    Raises:
+        DataError: the text names the message.
+    """
+    previous = ""
+    for index, message in enumerate(messages):
+        role = message.role
+        if role not in ROLES:
+            near = difflib.get_close_matches(role, ROLES, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(ROLES)}"
+            raise DataError(f"message {index}: role {role!r} is unknown{hint}")
+        if role == "tool" and previous not in {"assistant", "tool"}:
+            raise DataError(f"message {index}: role order: a tool answers, but no assistant has called it")
+        if role == "assistant" and previous == "":
+            raise DataError(f"message {index}: role order: the assistant speaks before any user")
+        if role in {"user", "assistant"} and role == previous:
+            raise DataError(f"message {index}: role order: two {role} messages in a row")
+        if role not in {"system", "developer"}:
+            previous = role
+
+
+def _read_messages(row: Row) -> Sequence[Any]:
+    return _sequence(row["messages"], "messages")
+
+
+def _read_sharegpt(row: Row) -> Sequence[Any]:
+    messages: list[Any] = []
+    if row.get("system"):
+        messages.append({"role": "system", "content": row["system"]})
+    for index, turn in enumerate(_sequence(row["conversations"], "conversations")):
+        if not isinstance(turn, Mapping):
+            raise DataError(f"conversations[{index}] must be an object with from and value, not {type(turn).__name__}")
+        if "role" in turn and "content" in turn:
+            messages.append(turn)
+            continue
+        speaker = turn.get("from")
+        if "value" not in turn or not isinstance(speaker, str):
+            raise DataError(f"conversations[{index}] must have from and value; it has {', '.join(turn)}")
+        messages.append({"role": _SHAREGPT_ROLES.get(speaker.lower(), speaker), "content": turn["value"]})
+    return messages
+
+
+def _read_prompt_completion(row: Row) -> Sequence[Any]:
+    prompt = row[next(name for name in _PROMPTS if name in row)]
+    completion = row[next(name for name in _COMPLETIONS if name in row)]
+    messages: list[Any] = []
+    if row.get("system"):
+        messages.append({"role": "system", "content": row["system"]})
+    for value, role, column in ((prompt, "user", "prompt"), (completion, "assistant", "completion")):
+        if isinstance(value, str):
+            messages.append({"role": role, "content": value})
+        elif value is None:
+            raise DataError(f"{column} is null")
+        else:
+            messages.extend(_sequence(value, column))
+    return messages
+
+
+def _read_alpaca(row: Row) -> Sequence[Any]:
+    messages: list[Any] = []
+    for column in ("instruction", "output"):
+        if not isinstance(row[column], str):
+            raise DataError(f"{column} must be text, not {type(row[column]).__name__}")
+    if row.get("system"):
+        messages.append({"role": "system", "content": row["system"]})
+    given = row.get("input")
+    if given is not None and not isinstance(given, str):
+        raise DataError(f"input must be text, not {type(given).__name__}")
+    question = f"{row['instruction']}\n\n{given}" if given else row["instruction"]
+    return [*messages, {"role": "user", "content": question}, {"role": "assistant", "content": row["output"]}]
+
+
+def _sequence(value: Any, column: str) -> Sequence[Any]:
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)  # tables often hold lists as JSON text
+        except ValueError:
+            raise DataError(f"{column} must be a list of messages, not text") from None
+    if not isinstance(value, Sequence):
+        raise DataError(f"{column} must be a list of messages, not {type(value).__name__}")
+    return value
+
+
+def _tools(value: Any) -> tuple[Mapping[str, Any], ...]:
+    if value is None:
+        return ()
+    tools = _sequence(value, "tools")
+    if not all(isinstance(tool, Mapping) for tool in tools):
+        raise DataError("tools must be a list of objects")
+    return tuple(tools)
+
+
+FORMATS = (
+    Format("messages", (("messages",),), _read_messages),
+    Format("sharegpt", (("conversations",),), _read_sharegpt),
+    Format("alpaca", (("instruction",), ("output",)), _read_alpaca),
+    Format("prompt_completion", (_PROMPTS, _COMPLETIONS), _read_prompt_completion),
+)

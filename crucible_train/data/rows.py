@@ -1,0 +1,95 @@
+"""Rows that cannot be used: why, and what becomes of them."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Literal
+
+from crucible_train import files
+from crucible_train.errors import DataError
+
+_NUM_SHOWN = 5
+
+
+class Reason(StrEnum):
+    """Why a row cannot be used."""
+
+    UNREADABLE = "unreadable"
+    """Broken JSON, wrong encoding, not an object."""
+    NOT_A_CONVERSATION = "not_a_conversation"
+    """Columns, fields or roles are missing or wrong."""
+    NOT_RENDERABLE = "not_renderable"
+    """The chat format cannot express it."""
+    NOTHING_TRAINED = "nothing_trained"
+    """No token of it would be trained."""
+    TOO_LONG = "too_long"
+    """It has more tokens than ``data.max_length``."""
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row that cannot be used: its place, the reason and what exactly is wrong."""
+
+    where: str
+    reason: Reason
+    problem: str
+    snippet: str | None = None
+
+    @property
+    def line(self) -> str:
+        """One line for a person."""
+        return f"{self.where}: {self.problem}" + (f"   {self.snippet!r}" if self.snippet else "")
+
+
+@dataclass(slots=True)
+class Quarantine:
+    """Gathers bad rows; at the end it stops the run or writes them down, as configured."""
+
+    on_bad_row: Literal["stop", "quarantine"]
+    rows: list[BadRow] = field(default_factory=list)
+
+    def add(self, row: BadRow) -> None:
+        """Set a row aside."""
+        self.rows.append(row)
+
+    def counts(self) -> dict[str, int]:
+        """How many there are of each reason."""
+        return dict(sorted(Counter(str(row.reason) for row in self.rows).items()))
+
+    def close(self, num_good: int, path: Path) -> None:
+        """Stop the run, or write the rows to ``path``, one JSON object each.
+
+        Raises:
+            DataError: a row is bad and the configuration says stop, or no good row is left.
+        """
+        if self.rows and self.on_bad_row == "stop":
+            raise DataError(_listing(self.rows, num_good))
+        if not num_good:
+            raise DataError(self._nothing_left())
+        files.write_text(path, "".join(files.canonical_json(asdict(row)) + "\n" for row in self.rows))
+
+    def _nothing_left(self) -> str:
+        if not self.rows:
+            return "dataset: it holds no rows"
+        why = ", ".join(f"{reason} {count}" for reason, count in self.counts().items())
+        return f"dataset: none of its {len(self.rows)} rows can be used ({why}); the first: {self.rows[0].line}"
+
+
+def _listing(rows: Sequence[BadRow], num_good: int) -> str:
+    lines = [row.line for row in rows[:_NUM_SHOWN]]
+    more = f" (the first {_NUM_SHOWN} are shown)" if len(rows) > _NUM_SHOWN else ""
+    lines.append(
+        f"{len(rows)} of {len(rows) + num_good} rows are bad{more}; mend them, or set them aside with "
+        "data.on_bad_row=quarantine"
+    )
+    return "\n".join(lines)
+
+
+def merge_counts(counts: Iterable[dict[str, int]]) -> dict[str, int]:
+    """Add up several counts by reason."""
+    total: Counter[str] = Counter()
+    for part in counts:
+        total.update(part)
+    return dict(sorted(total.items()))

@@ -1,0 +1,143 @@
+"""What is kept on disk between the stages: conversations and rendered examples, as memory-mapped Arrow files."""
+
+import json
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from crucible_train import files
+from crucible_train.data.conversations import Dialogue
+from crucible_train.types import conversation
+
+_ROWS_A_BATCH = 1024
+_DIALOGUES = pa.schema([("messages", pa.string()), ("tools", pa.string()), ("where", pa.string())])
+_EXAMPLES = pa.schema(
+    [
+        ("tokens", pa.list_(pa.int32())),
+        ("weights", pa.list_(pa.float32())),
+        ("row", pa.int64()),
+        ("num_bytes", pa.int64()),
+    ]
+)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One rendered sequence.
+
+    Attributes:
+        tokens_T: ids, int32.
+        weights_T: how much each token counts as a target, float32, unshifted.
+        row: the conversation it comes from.
+        num_bytes: UTF-8 bytes of the text of its trained tokens.
+    """
+
+    tokens_T: npt.NDArray[np.int32]
+    weights_T: npt.NDArray[np.float32]
+    row: int
+    num_bytes: int
+
+
+def write_dialogues(path: Path, dialogues: Iterable[tuple[Dialogue, str]]) -> int:
+    """Write conversations, each with the place it came from; how many there were."""
+
+    def columns(rows: Sequence[tuple[Dialogue, str]]) -> list[Any]:
+        messages = [json.dumps([m.to_dict() for m in d.messages], ensure_ascii=False) for d, _ in rows]
+        tools = [json.dumps(d.tools, ensure_ascii=False) if d.tools else None for d, _ in rows]
+        return [messages, tools, [where for _, where in rows]]
+
+    return _write(path, _DIALOGUES, dialogues, columns)
+
+
+def write_examples(path: Path, examples: Iterable[Example]) -> int:
+    """Write rendered examples; how many there were."""
+
+    def columns(rows: Sequence[Example]) -> list[Any]:
+        tokens = _lists([e.tokens_T for e in rows], pa.int32())
+        weights = _lists([e.weights_T for e in rows], pa.float32())
+        return [tokens, weights, [e.row for e in rows], [e.num_bytes for e in rows]]
+
+    return _write(path, _EXAMPLES, examples, columns)
+
+
+class _Table:
+    """A memory-mapped Arrow file whose rows are found without reading the others."""
+
+    def __init__(self, path: Path) -> None:
+        self._source = pa.memory_map(str(path))
+        reader = pa.ipc.open_file(self._source)
+        self._batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+        self._starts = [0, *accumulate(batch.num_rows for batch in self._batches)]
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def _place(self, index: int) -> tuple[pa.RecordBatch, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        number = bisect_right(self._starts, index) - 1
+        return self._batches[number], index - self._starts[number]
+
+
+class Dialogues(_Table):
+    """Conversations by number."""
+
+    def __getitem__(self, index: int) -> Dialogue:
+        """The conversation of a row."""
+        batch, place = self._place(index)
+        tools = batch.column("tools")[place].as_py()
+        messages = conversation(json.loads(batch.column("messages")[place].as_py()))
+        return Dialogue(messages, tuple(json.loads(tools)) if tools is not None else ())
+
+    def where(self, index: int) -> str:
+        """The place a row came from."""
+        batch, place = self._place(index)
+        return str(batch.column("where")[place].as_py())
+
+
+class Examples(_Table):
+    """Rendered examples by number; tokens and weights are views of the mapped file."""
+
+    def __getitem__(self, index: int) -> Example:
+        """One example."""
+        batch, place = self._place(index)
+        tokens, weights = (_view(batch.column(name), place) for name in ("tokens", "weights"))
+        return Example(tokens, weights, batch.column("row")[place].as_py(), batch.column("num_bytes")[place].as_py())
+
+    def __iter__(self) -> Iterator[Example]:
+        """All examples in order."""
+        return (self[index] for index in range(len(self)))
+
+    def num_tokens(self) -> npt.NDArray[np.int64]:
+        """The length of every example, without reading the tokens."""
+        parts = [np.diff(batch.column("tokens").offsets.to_numpy()) for batch in self._batches]
+        return np.concatenate(parts).astype(np.int64) if parts else np.zeros(0, np.int64)
+
+
+def _write(path: Path, schema: pa.Schema, rows: Iterable[T], columns: Any) -> int:
+    num_rows = 0
+    with files.atomic_open(path) as file, pa.ipc.new_file(file, schema) as writer:
+        iterator = iter(rows)
+        while batch := list(islice(iterator, _ROWS_A_BATCH)):
+            writer.write_batch(pa.record_batch(columns(batch), schema=schema))
+            num_rows += len(batch)
+    return num_rows
+
+
+def _lists(arrays: Sequence[npt.NDArray[Any]], kind: pa.DataType) -> pa.ListArray:
+    offsets = np.cumsum([0, *(array.size for array in arrays)], dtype=np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(arrays), type=kind))
+
+
+def _view(column: pa.ListArray, place: int) -> npt.NDArray[Any]:
+    start, end = column.offsets[place].as_py(), column.offsets[place + 1].as_py()
+    return column.values.slice(start, end - start).to_numpy(zero_copy_only=True)
