@@ -51,6 +51,31 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def create_bytes(path: Path, data: bytes) -> bool:
+    """Write a new file atomically; False, and no change, if the path exists: of several writers one wins."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f"{TEMPORARY_MARK}{uuid.uuid4().hex}-{path.name}"
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+    return True
+
+
+def copy_file(source: Path, path: Path) -> None:
+    """Copy a file's bytes to ``path`` atomically."""
+    with atomic_open(path) as target, source.open("rb") as opened:
+        shutil.copyfileobj(opened, target, 1 << 20)
+
+
 def append_line(path: Path, line: str) -> None:
     """Append one line to a log that may be torn at its end by a kill; its reader must drop a torn last line."""
     with path.open("a", encoding="utf-8") as file:
@@ -111,7 +136,12 @@ def sha256_bytes(data: bytes) -> str:
 def sha256_file(path: Path) -> str:
     """The SHA-256 of a file, equal to what ``sha256sum`` prints."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_stream(file)
+
+
+def sha256_stream(file: IO[bytes]) -> str:
+    """The SHA-256 of what is left to read in an open file."""
+    return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 def canonical_json(value: Any) -> str:
@@ -122,6 +152,15 @@ def canonical_json(value: Any) -> str:
 def sha256_json(value: Any) -> str:
     """The SHA-256 of a value's canonical JSON."""
     return sha256_bytes(canonical_json(value).encode())
+
+
+def parse_json(data: str | bytes) -> Any:
+    """The value of JSON text.
+
+    Raises:
+        ValueError: it is not JSON.
+    """
+    return json.loads(data)
 
 
 def read_json(path: Path) -> Any:

@@ -9,7 +9,7 @@ Axes: D datums, N positions of a datum, S scored positions.
 import asyncio
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,6 +26,7 @@ from crucible_train.adapters.torch_local.loss_head import gradient_of, logprobs,
 from crucible_train.adapters.torch_local.modules import trainable
 from crucible_train.adapters.torch_local.state import restore, take_snapshot
 from crucible_train.adapters.torch_local.stream import TokenStream, micro_batches, scored
+from crucible_train.adapters.torch_local.worker import Worker, share_one_heap
 from crucible_train.errors import CheckpointError, TrainingError
 from crucible_train.ports import ModelInfo, StepOutput, Tokenizer
 from crucible_train.types import (
@@ -91,17 +92,17 @@ class LocalBackend:
         self._tokenizer = tokenizer
         self._name = name or str(model_dir)
         self._lora = lora
-        torch.set_num_threads(settings.hardware.num_threads)
-        self._model: EngineModel = load(model_dir, settings.hardware, lora, adapter, settings.seed)
-        if settings.activation_checkpointing:
-            self._model.causal.gradient_checkpointing_enable({"use_reentrant": False})
-        self._parameters = trainable(self._model.causal)
-        self._optimizer = _adamw([parameter for _, parameter in self._parameters])
-        self._num_backwards = 0
-        self._engine = ThreadPoolExecutor(max_workers=1, thread_name_prefix="crucible-engine")
-        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="crucible-writer")
+        share_one_heap()
+        self._engine = Worker("crucible-engine")
+        self._writer = Worker("crucible-writer")
         self._is_abandoned = threading.Event()
         self._waiting: list[tuple[np.ndarray, int, SamplingParams, Future[TokensWithLogprobs]]] = []
+        self._num_backwards = 0
+        # The engine's thread loads, too: a second thread that computes would get processor threads of its own, and
+        # with more of them than cores each waits for the others to be woken.
+        self._model: EngineModel = self._engine.submit(self._load, model_dir, adapter).result()
+        self._parameters = trainable(self._model.causal)
+        self._optimizer = _adamw([parameter for _, parameter in self._parameters])
 
     # The training port -------------------------------------------------------------------------------------------------
 
@@ -166,8 +167,8 @@ class LocalBackend:
 
     async def close(self) -> None:
         """Finish what was asked for and free the model."""
-        await asyncio.to_thread(self._engine.shutdown)
-        await asyncio.to_thread(self._writer.shutdown)
+        await asyncio.to_thread(self._engine.close)
+        await asyncio.to_thread(self._writer.close)
         self._optimizer.state.clear()
         self._parameters = []
         del self._model
@@ -191,6 +192,14 @@ class LocalBackend:
         """The log-probability of each token given those before it; None for the first."""
         return [None, *await self._compute(sampler.score, self._model, model_input.to_array())]
 
+    def _load(self, model_dir: Path, adapter: Path | None) -> EngineModel:
+        settings = self._settings
+        torch.set_num_threads(settings.hardware.num_threads)
+        model = load(model_dir, settings.hardware, self._lora, adapter, settings.seed)
+        if settings.activation_checkpointing:
+            model.causal.gradient_checkpointing_enable({"use_reentrant": False})
+        return model
+
     # In the engine's thread --------------------------------------------------------------------------------------------
 
     async def _compute(self, function: Callable[..., T], *args: Any) -> T:
@@ -208,12 +217,11 @@ class LocalBackend:
 
     def _pass(self, datums: Sequence[Datum], loss: Loss, with_gradient: bool) -> StepOutput:
         try:
-            with torch.set_grad_enabled(with_gradient):
-                match loss:
-                    case CrossEntropy():
-                        return self._cross_entropy(datums, with_gradient)
-                    case CustomLoss():
-                        return self._custom(datums, loss, with_gradient)
+            match loss:
+                case CrossEntropy():
+                    return self._cross_entropy(datums, with_gradient)
+                case CustomLoss():
+                    return self._custom(datums, loss, with_gradient)
         except Exception as error:
             if with_gradient:
                 self._clear_gradients()
@@ -225,19 +233,26 @@ class LocalBackend:
         found_D = [np.zeros(datum.num_tokens, np.float32) for datum in datums]
         total = 0.0
         for stream in self._streams(datums):
-            with self._model.attention.using(self._layout(stream)):
-                hidden, targets = self._scored_hidden(stream)
-                if with_gradient:
-                    weights = torch.from_numpy(stream.weights_S).to(hidden.device)
-                    loss, logprobs_S = weighted_logprobs(hidden, self._model.head, targets, weights)
-                    loss.backward()
-                    total += float(loss)
-                else:
-                    logprobs_S = logprobs(hidden, self._model.head, targets)
-                    total -= float(logprobs_S.double().cpu().numpy() @ stream.weights_S)
+            with torch.set_grad_enabled(with_gradient), self._model.attention.using(self._layout(stream)):
+                loss, logprobs_S = self._stream_loss(stream, with_gradient)
+            total += loss
             _scatter(found_D, stream, logprobs_S)
         self._num_backwards += with_gradient
         return StepOutput(total, found_D)
+
+    def _stream_loss(self, stream: TokenStream, with_gradient: bool) -> tuple[float, np.ndarray]:
+        """``-sum_s w_s logp_s`` of one micro-batch, and the log-probabilities; all else is freed on return."""
+        device = self._settings.hardware.torch_device
+        arrays = (stream.tokens_T, stream.positions_T, stream.rows_S, stream.targets_S)
+        tokens, positions, rows, targets = (torch.from_numpy(array).to(device) for array in arrays)
+        hidden = hidden_states(self._model, tokens, positions)[rows]
+        if with_gradient:
+            weights = torch.from_numpy(stream.weights_S).to(device)
+            loss, found = weighted_logprobs(hidden, self._model.head, targets, weights)
+            loss.backward()
+            return float(loss.detach()), found.cpu().numpy()
+        logprobs_S = logprobs(hidden, self._model.head, targets).cpu().numpy()
+        return -float(logprobs_S.astype(np.float64) @ stream.weights_S), logprobs_S
 
     def _custom(self, datums: Sequence[Datum], loss: CustomLoss, with_gradient: bool) -> StepOutput:
         """Any function of the log-probabilities: one pass finds them, its derivative weighs a second one.
@@ -275,12 +290,6 @@ class LocalBackend:
         if self._settings.hardware.device == "cuda":
             return FlexLayout(stream.segments, self._settings.hardware.torch_device)
         return LoopLayout(stream.segments)
-
-    def _scored_hidden(self, stream: TokenStream) -> tuple[torch.Tensor, torch.Tensor]:
-        device = self._settings.hardware.torch_device
-        arrays = (stream.tokens_T, stream.positions_T, stream.rows_S, stream.targets_S)
-        tokens, positions, rows, targets = (torch.from_numpy(array).to(device) for array in arrays)
-        return hidden_states(self._model, tokens, positions)[rows], targets
 
     def _step(self, adam: AdamParams) -> Mapping[str, float]:
         if not self._num_backwards:
@@ -333,12 +342,11 @@ def datum_with_weights(datum: Datum, weights_N: np.ndarray) -> Datum:
     )
 
 
-def _scatter(found_D: Sequence[np.ndarray], stream: TokenStream, logprobs_S: torch.Tensor) -> None:
+def _scatter(found_D: Sequence[np.ndarray], stream: TokenStream, logprobs_S: np.ndarray) -> None:
     """Put each score where its datum expects it."""
-    values = logprobs_S.detach().cpu().numpy()
     for index in np.unique(stream.datum_S):
         mine = stream.datum_S == index
-        found_D[index][stream.place_S[mine]] = values[mine]
+        found_D[index][stream.place_S[mine]] = logprobs_S[mine]
 
 
 def _adamw(parameters: Sequence[torch.nn.Parameter]) -> torch.optim.AdamW:

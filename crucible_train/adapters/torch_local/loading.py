@@ -93,7 +93,7 @@ def _read(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
                 folder,
                 config=config,
                 dtype=dtype,
-                attn_implementation="sdpa",
+                attn_implementation="eager",
                 use_safetensors=True,
                 local_files_only=True,
                 trust_remote_code=False,

@@ -165,13 +165,13 @@ def _chunks(hidden: Tensor, head: Head) -> Iterator[_Chunk]:
     bytes_a_logit = 4 + (2 + 2 if is_mixed else 0) + (4 if head.softcap is not None else 0)
     size = min(max(1, MAX_CHUNK_BYTES // (vocab * bytes_a_logit)), max(1, num_rows))
     buffer = torch.empty(size, vocab, dtype=torch.float32, device=hidden.device)
-    product = torch.empty(size, vocab, dtype=dtype, device=hidden.device) if is_mixed else buffer
+    products = torch.empty(size, vocab, dtype=dtype, device=hidden.device) if is_mixed else buffer
     for start in range(0, num_rows, size):
         rows = slice(start, min(start + size, num_rows))
         logits = buffer[: rows.stop - start]
-        torch.mm(hidden[rows].to(dtype), head.compute.t(), out=product[: rows.stop - start])
+        torch.mm(hidden[rows].to(dtype), head.compute.t(), out=products[: rows.stop - start])
         if is_mixed:
-            logits.copy_(product[: rows.stop - start])
+            logits.copy_(products[: rows.stop - start])
         yield _Chunk(rows, logits, _bend(logits, head))
 
 

@@ -5,6 +5,9 @@ precision, a normalisation that keeps its input only, a gated MLP that keeps gat
 are, under their own names, so that checkpoints and adapters are those of the plain model. A twin is put in place only
 where its output on random input equals the module's own; whatever is not recognised runs as transformers wrote it.
 
+An output that can be made again from what is kept anyway carries ``remake``, and products that would have to keep it for
+their weight's gradient keep that instead.
+
 The residual stream and all statistics are float32. In bfloat16 the matrix products read and write bfloat16; frozen
 weights are kept in it, trained ones are float32 masters with a bfloat16 shadow that ``Precision.refresh`` renews.
 """
@@ -91,29 +94,44 @@ class _Linear(torch.autograd.Function):
         out = torch.mm(flat, compute.t())
         if bias is not None:
             out.add_(bias)
-        ctx.save_for_backward(flat if weight.requires_grad else None, compute)
-        ctx.weight, ctx.bias, ctx.like = weight, bias, (x.shape, x.dtype)
+        ctx.keep = _Kept(ctx, x, flat) if weight.requires_grad else None
+        ctx.weight, ctx.bias, ctx.compute, ctx.like = weight, bias, compute, (x.shape, x.dtype)
         return out.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        flat, compute = ctx.saved_tensors
         shape, dtype = ctx.like
-        grad = grad.reshape(-1, grad.shape[-1]).to(compute.dtype)
-        if ctx.weight.requires_grad:
-            _add_product(gradient_of(ctx.weight), grad, flat)
+        grad = grad.reshape(-1, grad.shape[-1]).to(ctx.compute.dtype)
+        if ctx.keep is not None:
+            _add_product(gradient_of(ctx.weight), grad, ctx.keep.take(ctx))
         if ctx.bias is not None and ctx.bias.requires_grad:
             gradient_of(ctx.bias).add_(grad.sum(0, dtype=torch.float32))
-        back = torch.mm(grad, compute).view(shape).to(dtype) if ctx.needs_input_grad[0] else None
+        back = torch.mm(grad, ctx.compute).view(shape).to(dtype) if ctx.needs_input_grad[0] else None
         return back, None, None, None
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """``total += left^T right``."""
+    """``total += left^T right``; ``total`` may be of higher precision than the two."""
     if left.dtype == total.dtype:
         total.addmm_(left.t(), right)
     else:
         total.add_(torch.mm(left.t(), right))
+
+
+class _Kept:
+    """The input of a product, kept for the backward pass, or the way to make it again."""
+
+    def __init__(self, ctx: Any, x: Tensor, flat: Tensor, *others: Tensor) -> None:
+        self._remake: Callable[[], Tensor] | None = getattr(x, "remake", None)
+        self._dtype = flat.dtype
+        ctx.save_for_backward(*(others if self._remake is not None else (*others, flat)))
+
+    def take(self, ctx: Any) -> Tensor:
+        """The input as rows, in the precision of the product. What it was made from is let go of."""
+        if self._remake is None:
+            return ctx.saved_tensors[-1]  # type: ignore[no-any-return]
+        made, self._remake = self._remake(), None
+        return made.reshape(-1, made.shape[-1]).to(self._dtype)
 
 
 def _install_linear(module: nn.Linear, precision: Precision) -> int:
@@ -139,17 +157,17 @@ class _Lora(torch.autograd.Function):
         out = torch.mm(flat, compute.t()).addmm_(inner, b_compute.t())
         if bias is not None:
             out.add_(bias)
-        ctx.save_for_backward(flat, compute, inner, a_compute, b_compute)
+        ctx.keep = _Kept(ctx, x, flat, compute, inner, a_compute, b_compute)
         ctx.scale, ctx.like = scale, (x.shape, x.dtype)
         return out.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        flat, compute, inner, a, b = ctx.saved_tensors
+        compute, inner, a, b = ctx.saved_tensors[:4]
         shape, dtype = ctx.like
         grad = grad.reshape(-1, grad.shape[-1]).to(compute.dtype)
         grad_inner = torch.mm(grad, b)
-        grad_a = torch.mm(grad_inner.t(), flat).float()
+        grad_a = torch.mm(grad_inner.t(), ctx.keep.take(ctx)).float()
         grad_b = torch.mm(grad.t(), inner).float().mul_(ctx.scale)
         back = None
         if ctx.needs_input_grad[0]:
@@ -159,21 +177,16 @@ class _Lora(torch.autograd.Function):
 
 def _install_lora(module: LoraLinear, precision: Precision) -> int:
     base = module.base_layer
-    module.base_layer.crucible_twin = True
-    adapters = module.active_adapters
-    is_plain = (
-        type(base) is nn.Linear
-        and len(adapters) == 1
-        and not module.use_dora.get(adapters[0], False)
-        and isinstance(module.lora_dropout[adapters[0]], nn.Identity)
-        and not base.weight.requires_grad
-    )
-    compute = precision.compute(base.weight)
-    if not is_plain:
-        base.forward = lambda x: _Linear.apply(x, base.weight, compute, base.bias)
+    if type(base) is not nn.Linear or base.weight.requires_grad:
         return 0
-    a, b = module.lora_A[adapters[0]].weight, module.lora_B[adapters[0]].weight
-    scale = float(module.scaling[adapters[0]])
+    compute = precision.compute(base.weight)
+    base.crucible_twin = True  # type: ignore[assignment]
+    (adapter,) = module.active_adapters
+    if module.use_dora.get(adapter, False) or not isinstance(module.lora_dropout[adapter], nn.Identity):
+        base.forward = lambda x: _Linear.apply(x, base.weight, compute, base.bias)  # type: ignore[method-assign]
+        return 0
+    a, b = module.lora_A[adapter].weight, module.lora_B[adapter].weight
+    scale = float(module.scaling[adapter])
 
     def forward(x: Tensor) -> Tensor:
         if module.disable_adapters:
@@ -222,15 +235,17 @@ class _RmsNorm(torch.autograd.Function):
     """``w x / rms(x)`` (Zhang and Sennrich, arXiv 1910.07467), keeping only its input and one number a row."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:  # type: ignore[override]
-        flat = x.float()
-        inverse = torch.linalg.vector_norm(flat, dim=-1, keepdim=True)
+    def forward(  # type: ignore[override]
+        ctx: Any, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        inverse = torch.linalg.vector_norm(x.float(), dim=-1, keepdim=True)
         inverse.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, inverse, weight)
-        return (flat * inverse).mul_(weight).to(dtype)
+        ctx.mark_non_differentiable(inverse)
+        return _scaled(x, inverse, weight, dtype), inverse
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, inverse, weight = ctx.saved_tensors
         flat, width = x.float(), x.shape[-1]
         grad_weight = None
@@ -239,6 +254,18 @@ class _RmsNorm(torch.autograd.Function):
         grad = grad * weight
         slope = (grad * flat).sum(-1, keepdim=True).mul_(inverse.pow(3)).div_(-width)
         return grad.mul_(inverse).addcmul_(flat, slope).to(x.dtype), grad_weight, None, None
+
+
+def _scaled(x: Tensor, inverse: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    return (x.float() * inverse).mul_(weight).to(dtype)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+    """Normalise each row; the result can be made again from the input."""
+    out, inverse = _RmsNorm.apply(x, weight, eps, dtype)
+    x, scales = x.detach(), weight.detach()
+    out.remake = lambda: _scaled(x, inverse, scales, dtype)
+    return out  # type: ignore[no-any-return]
 
 
 def _is_rms_norm(module: nn.Module) -> bool:
@@ -253,14 +280,11 @@ def _install_norm(module: nn.Module, precision: Precision) -> int:
         return 0
     weight.data = weight.data.float()
 
-    def twin(x: Tensor) -> Tensor:
-        return _RmsNorm.apply(x, weight, eps, precision.dtype)  # type: ignore[no-any-return]
-
     probe = torch.randn(_PROBE_ROWS, weight.shape[0], device=weight.device, generator=_generator(weight.device))
     with torch.no_grad():
-        if not _equal(module.forward(probe), _RmsNorm.apply(probe, weight, eps, torch.float32)):
+        if not _equal(module.forward(probe), rms_norm(probe, weight, eps, torch.float32)):
             return 0
-    module.forward = twin  # type: ignore[method-assign]
+    module.forward = lambda x: rms_norm(x, weight, eps, precision.dtype)  # type: ignore[method-assign]
     return 1
 
 
@@ -282,6 +306,14 @@ class _GatedSilu(torch.autograd.Function):
         return silu.neg_().add_(gate).add_(1.0).mul_(sigmoid).mul_(up).mul_(grad), grad_up
 
 
+def gated_silu(gate: Tensor, up: Tensor) -> Tensor:
+    """``silu(gate) * up``; the result can be made again from the two."""
+    out = _GatedSilu.apply(gate, up)
+    gate, up = gate.detach(), up.detach()
+    out.remake = lambda: F.silu(gate).mul_(up)
+    return out  # type: ignore[no-any-return]
+
+
 def _install_mlp(module: nn.Module) -> int:
     activation: Callable[[Tensor], Tensor] = module.act_fn  # type: ignore[assignment]
     probe = torch.linspace(-8, 8, 33)
@@ -292,7 +324,7 @@ def _install_mlp(module: nn.Module) -> int:
         return 0
 
     def twin(x: Tensor) -> Tensor:
-        return down(_GatedSilu.apply(gate(x), up(x)))  # type: ignore[operator,no-any-return]
+        return down(gated_silu(gate(x), up(x)))  # type: ignore[operator,no-any-return]
 
     width = _input_width(gate)
     if width is None:

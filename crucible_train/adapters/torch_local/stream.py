@@ -181,24 +181,37 @@ def _joined(arrays: Sequence[Ints]) -> Ints:
     return np.concatenate(arrays) if arrays else np.zeros(0, np.int64)
 
 
-def micro_batches(items: Sequence[Scored], max_tokens: int, *, share: bool = True) -> list[TokenStream]:
+def micro_batches(
+    items: Sequence[Scored], max_tokens: int, *, share: bool = True
+) -> list[TokenStream]:
     """Lay sequences out as streams of at most ``max_tokens`` positions; a longer sequence gets a stream of its own.
 
-    The order is fixed by the sequences alone: neighbours share the longest prefixes. Which sequences stand together
-    changes nothing but rounding, since losses are sums.
+    The order is fixed by the sequences alone: neighbours share the longest prefixes. Streams come out about equally
+    long. Which sequences stand together changes nothing but rounding, since losses are sums.
     """
     ordered = [item for item in items if item.tokens_N.size]
     if share:
         ordered.sort(key=lambda item: item.tokens_N.astype(">i8").tobytes())
+    lengths = [int(item.tokens_N.size) for item in ordered]
+    costs = [
+        length - _saving(left, right, share=share)
+        for length, left, right in zip(lengths, [None, *ordered], ordered, strict=False)
+    ]
+    num_streams = max(1, -(-sum(costs) // max_tokens)) if max_tokens else len(ordered)
+    target = sum(costs) / num_streams if ordered else 0
     groups: list[list[Scored]] = []
-    room = 0
-    for item in ordered:
-        saved = shared_prefix(groups[-1][-1].tokens_N, item.tokens_N) if share and groups else 0
-        cost = int(item.tokens_N.size) - (saved if saved >= MIN_SHARED_TOKENS else 0)
-        if groups and cost <= room:
+    size = 0
+    for item, length, cost in zip(ordered, lengths, costs, strict=True):
+        if groups and size + cost <= max_tokens and size + cost / 2 <= target:
             groups[-1].append(item)
-            room -= cost
+            size += cost
         else:
             groups.append([item])
-            room = max_tokens - int(item.tokens_N.size)
+            size = length
     return [build_stream(group, share=share) for group in groups]
+
+
+def _saving(left: Scored | None, right: Scored, *, share: bool) -> int:
+    """How many positions ``right`` need not compute after ``left``."""
+    common = shared_prefix(left.tokens_N, right.tokens_N) if share and left is not None else 0
+    return common if common >= MIN_SHARED_TOKENS else 0

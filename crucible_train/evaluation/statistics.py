@@ -1,0 +1,88 @@
+"""Intervals. Everything is a function of its arguments; draws come from a seed.
+
+Axes: E examples.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+import numpy.typing as npt
+
+from crucible_train.seeds import generator
+
+_NUM_RESAMPLES = 4000
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """An estimate and the bounds of its confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def excludes(self, value: float) -> bool:
+        """Whether ``value`` lies outside."""
+        return not self.low <= value <= self.high
+
+
+def ratio_interval(totals_E: Floats, counts_E: Floats, seed: int, confidence: float = 0.95) -> Interval:
+    """``sum(totals) / sum(counts)``, such as a mean over tokens, with examples resampled (percentile bootstrap)."""
+    sums = _resampled(np.stack([totals_E, counts_E]), seed)
+    return _percentiles(float(totals_E.sum() / counts_E.sum()), sums[0] / sums[1], confidence)
+
+
+def paired_ratio_interval(
+    before_E: Floats, after_E: Floats, counts_E: Floats, seed: int, confidence: float = 0.95
+) -> Interval:
+    """The difference after - before of two such ratios over the same examples, resampled in pairs."""
+    return ratio_interval(after_E - before_E, counts_E, seed, confidence)
+
+
+def rate_interval(num_hits: int, num_trials: int, confidence: float = 0.95) -> Interval:
+    """A share of successes with Wilson's score interval (1927), which stays in [0, 1] and works for small numbers."""
+    if num_trials == 0:
+        return Interval(math.nan, 0.0, 1.0)
+    z = _z(confidence)
+    share = num_hits / num_trials
+    centre = (share + z * z / (2 * num_trials)) / (1 + z * z / num_trials)
+    half = z / (1 + z * z / num_trials) * math.sqrt(share * (1 - share) / num_trials + z * z / (4 * num_trials**2))
+    return Interval(share, max(0.0, centre - half), min(1.0, centre + half))
+
+
+def paired_rate_interval(before_E: Sequence[bool], after_E: Sequence[bool], confidence: float = 0.95) -> Interval:
+    """The difference after - before of two shares over the same examples (Agresti and Min, Statistics in Medicine 2005).
+
+    Half an observation is added to each of the four cells, which keeps the interval honest for small numbers.
+    """
+    num = len(before_E)
+    gained = sum(a and not b for b, a in zip(before_E, after_E, strict=True))
+    lost = sum(b and not a for b, a in zip(before_E, after_E, strict=True))
+    if num == 0:
+        return Interval(math.nan, -1.0, 1.0)
+    total, up, down = num + 2, gained + 0.5, lost + 0.5
+    centre = (up - down) / total
+    half = _z(confidence) * math.sqrt((up + down) - (up - down) ** 2 / total) / total
+    return Interval((gained - lost) / num, max(-1.0, centre - half), min(1.0, centre + half))
+
+
+def _resampled(values_KE: Floats, seed: int) -> Floats:
+    """Sums of each row of values over resampled examples, shape (K, resamples)."""
+    num = values_KE.shape[1]
+    draws = generator(seed, "bootstrap").multinomial(num, np.full(num, 1 / num), size=_NUM_RESAMPLES)
+    return values_KE @ draws.T
+
+
+def _percentiles(value: float, resampled: Floats, confidence: float) -> Interval:
+    tail = 50 * (1 - confidence)
+    low, high = np.percentile(resampled, [tail, 100 - tail])
+    return Interval(value, float(low), float(high))
+
+
+def _z(confidence: float) -> float:
+    return NormalDist().inv_cdf(0.5 + confidence / 2)
