@@ -69,7 +69,7 @@ class ArtifactError(RunError):
 
 
 class Interrupted(CrucibleError):
-    """The run was asked to stop and has saved its state.
+    """The run was asked to stop; what was done is saved.
 
     Args:
         signal_number: 2 for Ctrl-C, 15 for a polite kill.

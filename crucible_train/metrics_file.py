@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from crucible_train import files
-from crucible_train.ports import METRIC_AREAS, RunStatus
+from crucible_train.ports import METRIC_AREAS, RunInfo, RunStatus
 
 METRICS_FILE = "metrics.jsonl"
 TIMINGS_FILE = "timings.jsonl"
@@ -32,7 +32,7 @@ class MetricsFile:
         self._pending: dict[str, float] = {}
         run_dir.mkdir(parents=True, exist_ok=True)
 
-    def log_hparams(self, config: Mapping[str, Any]) -> None:
+    def start(self, run: RunInfo) -> None:
         """The configuration has a file of its own."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:

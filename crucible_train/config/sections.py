@@ -1,8 +1,9 @@
 """The groups of fields that the flows share. Names are those people know, TRL's where it has one."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, model_validator
+from annotated_types import Ge, Gt, Lt
+from pydantic import BeforeValidator
 
 from crucible_train.config.base import Section, option
 
@@ -15,6 +16,9 @@ TrainOn = Literal[
     "all_user_and_system_messages",
     "customized",
 ]
+
+StepsOrShare = Annotated[int, Ge(0)] | Annotated[float, Gt(0), Lt(1)]
+"""A number of steps, or a share of all steps."""
 
 _SHORT_PRECISIONS = {"fp32": "float32", "bf16": "bfloat16"}
 Precision = Annotated[
@@ -32,11 +36,13 @@ class DataConfig(Section):
     columns: dict[str, str] = option(
         {}, "renames before reading: our column name -> the file's, e.g. {prompt: question}", advanced=True
     )
-    eval_split: float | str = option(0.1, "held-out share of the rows in [0, 1), or the path of another data set")
+    eval_split: Annotated[float, Ge(0), Lt(1)] | str = option(
+        0.1, "held-out share of the rows in [0, 1), or the path of another data set"
+    )
     max_rows: int | None = option(None, "read only this many rows, 1 or more; null reads all", ge=1, advanced=True)
     max_length: int = option(2048, "longest conversation in tokens, 2 or more; a longer one is a bad row", ge=2)
     on_bad_row: Literal["stop", "quarantine"] = option(
-        "stop", "a bad row stops the run, or is set aside with its reason in quarantine.jsonl", advanced=True
+        "stop", "a bad row stops the run, or is set aside with its reason in quarantine.jsonl"
     )
     renderer: str = option("auto", "chat format; auto takes the model's own, chat_template any Jinja template")
     renderer_options: dict[str, str | int | float | bool | None] = option(
@@ -46,12 +52,6 @@ class DataConfig(Section):
     num_workers: int = option(
         0, "processes that render, 0 or more; 0 chooses by the number of rows", ge=0, advanced=True
     )
-
-    @model_validator(mode="after")
-    def _share_in_range(self) -> Self:
-        if isinstance(self.eval_split, float) and not 0 <= self.eval_split < 1:
-            raise ValueError(f"eval_split must be a share in [0, 1) or a path, not {self.eval_split}")
-        return self
 
 
 class PeftConfig(Section):
@@ -71,10 +71,8 @@ class OptimConfig(Section):
 
     learning_rate: float = option(2e-4, "peak rate, above 0", gt=0)
     lr_scheduler_type: Literal["constant", "linear", "cosine", "wsd"] = option("cosine", "shape after the warm-up")
-    warmup_steps: float = option(0.05, "steps the rate rises: a whole number from 1, or a share of all in [0, 1)", ge=0)
-    decay_steps: float = option(
-        0.2, "wsd only: steps the rate falls at the end, a number or a share", ge=0, advanced=True
-    )
+    warmup_steps: StepsOrShare = option(0.05, "steps the rate rises: a number, or a share of all steps in (0, 1)")
+    decay_steps: StepsOrShare = option(0.2, "wsd only: steps the rate falls at the end", advanced=True)
     min_lr_ratio: float = option(0.0, "rate at the end as a share of the peak, in [0, 1]", ge=0, le=1, advanced=True)
     num_train_epochs: float = option(1.0, "passes over the data, above 0", gt=0)
     max_steps: int | None = option(None, "optimizer steps, 1 or more; null follows num_train_epochs", ge=1)
@@ -105,7 +103,7 @@ class EngineConfig(Section):
 class EvalConfig(Section):
     """What is measured on held-out rows, while training and at its end."""
 
-    eval_steps: int | float = option(0.25, "evaluate every N steps, or every share of the run in (0, 1); 0 only ends")
+    eval_steps: StepsOrShare = option(0.25, "evaluate every N steps, or every share of the run; 0 at the end only")
     num_samples: int = option(8, "held-out prompts answered and scored, before and after, 0 or more", ge=0)
     max_new_tokens: int = option(256, "longest answer in tokens, 1 or more", ge=1)
     temperature: float = option(0.0, "of the answers; 0 is greedy", ge=0, advanced=True)
@@ -122,7 +120,7 @@ class EvalConfig(Section):
 class CheckpointConfig(Section):
     """What is kept, and where a run goes on."""
 
-    save_steps: int | float = option(0.25, "save every N steps, or every share of the run in (0, 1); 0 only ends")
+    save_steps: StepsOrShare = option(0.25, "save every N steps, or every share of the run; 0 at the end only")
     save_minutes: float = option(
         10.0, "save when this many minutes have passed since the last; 0 never", ge=0, advanced=True
     )

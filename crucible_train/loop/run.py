@@ -11,8 +11,7 @@ from pathlib import Path
 from crucible_train import checkpoints, files
 from crucible_train.checkpoints import Checkpoint, CheckpointFolder, checkpoint_name
 from crucible_train.config.sections import CheckpointConfig
-from crucible_train.errors import CheckpointError, Interrupted
-from crucible_train.loop.interruption import Interruption
+from crucible_train.errors import CheckpointError
 from crucible_train.loop.state import LoopState
 from crucible_train.metrics_file import MetricsFile
 from crucible_train.ports import MetricsLogger, TrainingClient
@@ -53,7 +52,6 @@ class TrainingRun:
         client: TrainingClient,
         logger: MetricsLogger,
         config: CheckpointConfig,
-        interruption: Interruption,
         report: Callable[[str], None],
     ) -> None:
         """Open a run directory.
@@ -63,7 +61,6 @@ class TrainingRun:
             client: what is trained.
             logger: where numbers go besides ``metrics.jsonl``.
             config: when to save, what to keep, where to go on from.
-            interruption: who may ask to stop.
             report: is told, in a line, what a person should know.
         """
         self.run_dir = run_dir
@@ -72,7 +69,6 @@ class TrainingRun:
         self._client = client
         self._logger = logger
         self._config = config
-        self._interruption = interruption
         self._report = report
         self._saving: asyncio.Task[None] | None = None
         self._saved_step = 0
@@ -133,21 +129,13 @@ class TrainingRun:
     async def guarded(self, current: Callable[[], LoopState]) -> AsyncIterator[None]:
         """Run a loop such that, however it ends, the last finished step is saved.
 
-        A failure is raised again after that; a request to stop becomes ``Interrupted`` with the way to go on.
+        A failure, or the cancellation by which a run is asked to stop, is raised again after that.
         """
         try:
-            with self._interruption.listening():
-                yield
-        except asyncio.CancelledError:
-            if self._interruption.signal_number is None:
-                raise
-            task = asyncio.current_task()
-            if task is not None:
-                task.uncancel()
+            yield
+        except (Exception, asyncio.CancelledError):
             await self._save_last(current())
-            raise Interrupted(self._interruption.signal_number, f"saved at step {current().step}") from None
-        except Exception:
-            await self._save_last(current())
+            self._report(f"saved at step {current().step}")
             raise
         await self.settle()
 

@@ -1,9 +1,30 @@
 """The metrics port: where a run's numbers go."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 RunStatus = Literal["done", "failed", "interrupted"]
+
+
+@dataclass(frozen=True, slots=True)
+class RunInfo:
+    """What a logger is told of a run when it starts.
+
+    Attributes:
+        run_id: the name of the run directory.
+        run_dir: that directory.
+        config: the configuration, secrets removed.
+        num_steps: optimizer steps of the whole run.
+        first_step: finished steps; above 0 where the run goes on.
+    """
+
+    run_id: str
+    run_dir: Path
+    config: Mapping[str, Any]
+    num_steps: int
+    first_step: int
 
 
 @runtime_checkable
@@ -17,8 +38,8 @@ class MetricsLogger(Protocol):
     - Nothing is logged after ``finish``, which may be called twice.
     """
 
-    def log_hparams(self, config: Mapping[str, Any]) -> None:
-        """Record the configuration, as it was redacted."""
+    def start(self, run: RunInfo) -> None:
+        """Learn of the run; called once, before anything is logged."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Record numbers of one step."""

@@ -19,9 +19,8 @@ from transformers import (
 )
 
 from crucible_train.adapters.torch_local.backend import EngineSettings, LocalBackend
-from crucible_train.adapters.torch_local.hardware import Hardware
 from crucible_train.adapters.torch_local.loading import Lora
-from crucible_train.types import AdamParams, CrossEntropy, CustomLoss, Datum, ModelInput, TensorData
+from crucible_train.types import AdamParams, CrossEntropy, CustomLoss, Datum, Hardware, ModelInput, TensorData
 
 VOCAB = 97
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "vocab_size": VOCAB}
@@ -35,7 +34,7 @@ CONFIGS: Mapping[str, PretrainedConfig] = {
         n_embd=32, n_layer=2, n_head=4, vocab_size=VOCAB, n_positions=128, attn_pdrop=0, embd_pdrop=0, resid_pdrop=0
     ),
 }
-FLOAT32 = Hardware("cpu", "float32", 1, "")
+FLOAT32 = Hardware("cpu", "float32", 1)
 LORA = Lora(r=4, alpha=8.0, dropout=0.0, target_modules="all-linear")
 
 

@@ -20,7 +20,7 @@ import torch
 from crucible_train import checkpoints, files
 from crucible_train.adapters.torch_local import sampler
 from crucible_train.adapters.torch_local.attention import FlexLayout, Layout, LoopLayout
-from crucible_train.adapters.torch_local.hardware import Hardware
+from crucible_train.adapters.torch_local.hardware import torch_device
 from crucible_train.adapters.torch_local.loading import EngineModel, Lora, hidden_states, load
 from crucible_train.adapters.torch_local.loss_head import gradient_of, logprobs, weighted_logprobs
 from crucible_train.adapters.torch_local.modules import trainable
@@ -35,6 +35,7 @@ from crucible_train.types import (
     CrossEntropy,
     CustomLoss,
     Datum,
+    Hardware,
     Loss,
     ModelInput,
     SamplingParams,
@@ -242,7 +243,7 @@ class LocalBackend:
 
     def _stream_loss(self, stream: TokenStream, with_gradient: bool) -> tuple[float, np.ndarray]:
         """``-sum_s w_s logp_s`` of one micro-batch, and the log-probabilities; all else is freed on return."""
-        device = self._settings.hardware.torch_device
+        device = torch_device(self._settings.hardware)
         arrays = (stream.tokens_T, stream.positions_T, stream.rows_S, stream.targets_S)
         tokens, positions, rows, targets = (torch.from_numpy(array).to(device) for array in arrays)
         hidden = hidden_states(self._model, tokens, positions)[rows]
@@ -288,7 +289,7 @@ class LocalBackend:
 
     def _layout(self, stream: TokenStream) -> Layout:
         if self._settings.hardware.device == "cuda":
-            return FlexLayout(stream.segments, self._settings.hardware.torch_device)
+            return FlexLayout(stream.segments, torch_device(self._settings.hardware))
         return LoopLayout(stream.segments)
 
     def _step(self, adam: AdamParams) -> Mapping[str, float]:

@@ -5,41 +5,30 @@ import platform
 import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 
 from crucible_train import files
 from crucible_train.errors import ConfigError
+from crucible_train.types import Hardware
 
 _PROBE_SHAPE = (512, 1024, 1024)
 _PROBE_REPEATS = 5
 # bfloat16 must be clearly faster: a probe near the line would choose differently from run to run.
 _WORTHWHILE_SPEEDUP = 1.3
 
-PrecisionName = Literal["float32", "bfloat16"]
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-@dataclass(frozen=True, slots=True)
-class Hardware:
-    """Where and how a run computes. ``description`` is the line a user sees."""
+def torch_dtype(hardware: Hardware) -> torch.dtype:
+    """The precision of matrix products as torch names it."""
+    return _DTYPES[hardware.precision]
 
-    device: str
-    precision: PrecisionName
-    num_threads: int
-    description: str
 
-    @property
-    def torch_device(self) -> torch.device:
-        """The device as torch names it."""
-        return torch.device(self.device)
-
-    @property
-    def torch_dtype(self) -> torch.dtype:
-        """The precision as torch names it."""
-        return torch.bfloat16 if self.precision == "bfloat16" else torch.float32
+def torch_device(hardware: Hardware) -> torch.device:
+    """The device as torch names it."""
+    return torch.device(hardware.device)
 
 
 def usable_cores() -> int:
@@ -61,18 +50,22 @@ def choose_hardware(device: str, precision: str, num_threads: int, memory: Path)
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("engine.device: cuda was asked for, but torch sees no GPU here; use auto or cpu")
     chosen = "cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu"
-    if precision in {"float32", "bfloat16"}:
-        name: PrecisionName = "bfloat16" if precision == "bfloat16" else "float32"
-        why = "as asked"
+    if precision != "auto":
+        is_bfloat16, why = precision == "bfloat16", "as asked"
     elif chosen == "cuda":
-        name = "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
-        why = torch.cuda.get_device_name()
+        is_bfloat16, why = torch.cuda.is_bf16_supported(), torch.cuda.get_device_name()
     else:
         speedup = _bfloat16_speedup(threads, memory)
-        name = "bfloat16" if speedup >= _WORTHWHILE_SPEEDUP else "float32"
-        why = f"bfloat16 products are {speedup:.1f}x as fast as float32 here"
+        is_bfloat16 = speedup >= _WORTHWHILE_SPEEDUP
+        why = f"bfloat16 products run {speedup:.1f}x as fast as float32 here"
     place = "GPU" if chosen == "cuda" else f"CPU, {threads} of {cores} cores"
-    return Hardware(chosen, name, threads, f"{place}, {name} ({why})")
+    name = "bfloat16" if is_bfloat16 else "float32"
+    return Hardware(
+        "cuda" if chosen == "cuda" else "cpu",
+        "bfloat16" if is_bfloat16 else "float32",
+        threads,
+        f"{place}, {name} ({why})",
+    )
 
 
 def _bfloat16_speedup(num_threads: int, memory: Path) -> float:

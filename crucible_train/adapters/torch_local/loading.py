@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from crucible_train.adapters.torch_local.attention import LoopLayout, SegmentAttention
-from crucible_train.adapters.torch_local.hardware import Hardware
+from crucible_train.adapters.torch_local.hardware import torch_device, torch_dtype
 from crucible_train.adapters.torch_local.loss_head import Head, logprobs
 from crucible_train.adapters.torch_local.modules import Precision, install
 from crucible_train.adapters.torch_local.stream import Scored, build_stream
 from crucible_train.errors import ModelError
+from crucible_train.types import Hardware
 
 # Mean difference of a log-probability on the probe sequences: the engine beside plain transformers, and two sequences in
 # one stream beside each alone. Random ids have log-probabilities near -15, where bfloat16 itself is off by a tenth.
@@ -71,13 +72,13 @@ def load(folder: Path, hardware: Hardware, lora: Lora | None, adapter: Path | No
     Raises:
         ModelError: the folder holds no such model, or the engine cannot compute it.
     """
-    causal = _read(folder, torch.float32 if lora is None else hardware.torch_dtype)
+    causal = _read(folder, torch.float32 if lora is None else torch_dtype(hardware))
     peft = None
     if lora is not None:
         peft = _inject(causal, lora, seed)
         if adapter is not None:
             set_peft_model_state_dict(peft, load_file(adapter / "adapter_model.safetensors"))
-    causal.to(hardware.torch_device)
+    causal.to(torch_device(hardware))
     with torch.no_grad():
         expected = _plain_logprobs(causal)
     model = _assemble(causal, peft, hardware)
@@ -87,7 +88,7 @@ def load(folder: Path, hardware: Hardware, lora: Lora | None, adapter: Path | No
 
 def _read(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     try:
-        with _quiet():
+        with quiet():
             config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             model = AutoModelForCausalLM.from_pretrained(
                 folder,
@@ -119,7 +120,7 @@ def _inject(causal: PreTrainedModel, lora: Lora, seed: int) -> PeftModel:
         bias="none",
     )
     try:
-        with _quiet(), torch.random.fork_rng(devices=[]):
+        with quiet(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             peft = get_peft_model(causal, config, autocast_adapter_dtype=True)
     except ValueError as error:
@@ -128,7 +129,7 @@ def _inject(causal: PreTrainedModel, lora: Lora, seed: int) -> PeftModel:
 
 
 def _assemble(causal: PreTrainedModel, peft: PeftModel | None, hardware: Hardware) -> EngineModel:
-    precision = Precision(hardware.torch_dtype)
+    precision = Precision(torch_dtype(hardware))
     for module in causal.modules():
         if type(module) not in (nn.Linear, nn.Embedding):
             for name, parameter in module.named_parameters(recurse=False):
@@ -210,7 +211,7 @@ def _engine_logprobs(model: EngineModel, items: Sequence[Scored]) -> Tensor:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep transformers' progress bars and advice off a user's terminal."""
     logger = logging.getLogger("transformers")
     level = logger.level

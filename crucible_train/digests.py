@@ -1,0 +1,33 @@
+"""Digests of files that may be large, remembered for as long as the files do not change."""
+
+from pathlib import Path
+
+from crucible_train import files
+
+
+class DigestMemory:
+    """Remembers the SHA-256 of a file by its path, size, time of change and inode."""
+
+    def __init__(self, path: Path) -> None:
+        """Keep the memory in the file ``path``; it may be deleted at any time."""
+        self._path = path
+        known = files.read_json(path)
+        self._known: dict[str, list[object]] = known if isinstance(known, dict) else {}
+
+    def file(self, path: Path) -> str:
+        """The SHA-256 of a file."""
+        stat = path.stat()
+        state = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+        key = str(path.resolve())
+        entry = self._known.get(key)
+        if isinstance(entry, list) and entry[:3] == state:
+            return str(entry[3])
+        digest = files.sha256_file(path)
+        self._known[key] = [*state, digest]
+        files.write_json(self._path, self._known)
+        return digest
+
+    def tree(self, folder: Path, patterns: tuple[str, ...] = ("*",)) -> str:
+        """The SHA-256 of the list of names and digests of a folder's own files that match one of ``patterns``."""
+        names = sorted({path.name for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
+        return files.sha256_json([[name, self.file(folder / name)] for name in names])

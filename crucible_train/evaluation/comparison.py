@@ -1,0 +1,93 @@
+"""Two models on the same held-out examples: the difference of every figure, with its interval, pair by pair."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from crucible_train.evaluation.statistics import (
+    Interval,
+    paired_rate_interval,
+    paired_ratio_interval,
+    rate_interval,
+    ratio_interval,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """One figure before and after, each with its interval, and their difference with its paired interval.
+
+    ``num`` is how many examples it is over; ``lower_is_better`` says which way is a gain.
+    """
+
+    name: str
+    num: int
+    before: Interval
+    after: Interval
+    difference: Interval
+    lower_is_better: bool
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the interval of the difference excludes no change."""
+        return self.difference.excludes(0.0)
+
+    @property
+    def is_gain(self) -> bool:
+        """Whether the difference is for the better."""
+        return (self.difference.value < 0) is self.lower_is_better and self.difference.value != 0
+
+    @property
+    def verdict(self) -> str:
+        """In words."""
+        if not self.is_clear:
+            return "no clear change"
+        return "better" if self.is_gain else "worse"
+
+
+def compare(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]], seed: int) -> list[Compared]:
+    """Compare the records of two evaluations, as ``eval/results.jsonl`` holds them.
+
+    Raises:
+        ValueError: the two are not over the same examples.
+    """
+    found = []
+    pairs = _pairs(before, after, "nll")
+    if pairs:
+        counts = np.array([b["num_tokens"] for b, _ in pairs], np.float64)
+        totals = [np.array([record["nll"] for record in side], np.float64) for side in zip(*pairs, strict=True)]
+        found.append(
+            Compared(
+                "nll",
+                len(pairs),
+                ratio_interval(totals[0], counts, seed),
+                ratio_interval(totals[1], counts, seed),
+                paired_ratio_interval(totals[0], totals[1], counts, seed),
+                lower_is_better=True,
+            )
+        )
+    answers = _pairs(before, after, "answer")
+    for name in answers[0][0]["scores"] if answers else ():
+        hits = [[record["scores"][name] >= 1.0 for record in side] for side in zip(*answers, strict=True)]
+        found.append(
+            Compared(
+                name,
+                len(answers),
+                rate_interval(sum(hits[0]), len(answers)),
+                rate_interval(sum(hits[1]), len(answers)),
+                paired_rate_interval(hits[0], hits[1]),
+                lower_is_better=False,
+            )
+        )
+    return found
+
+
+def _pairs(
+    before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]], kind: str
+) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    left, right = ([record for record in side if record["kind"] == kind] for side in (before, after))
+    if [record["row"] for record in left] != [record["row"] for record in right]:
+        raise ValueError(f"the two evaluations are not over the same examples ({kind})")
+    return list(zip(left, right, strict=True))

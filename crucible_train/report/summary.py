@@ -1,0 +1,73 @@
+"""A run in Markdown: for an orchestrator's page and for the model card."""
+
+from collections.abc import Sequence
+
+from crucible_train.evaluation.comparison import Compared
+from crucible_train.report.facts import RunFacts
+
+
+def comparison_table(compared: Sequence[Compared]) -> str:
+    """Before and after as a Markdown table."""
+    lines = ["| figure | before | after | change (95 % interval) | |", "|---|---:|---:|---|---|"]
+    lines += [
+        f"| {row.name} | {row.before.value:.4g} | {row.after.value:.4g} | "
+        f"{row.difference.value:+.4g} [{row.difference.low:+.4g}, {row.difference.high:+.4g}] | {row.verdict} |"
+        for row in compared
+    ]
+    return "\n".join(lines)
+
+
+def summary(facts: RunFacts) -> str:
+    """What was done and what came of it."""
+    train = facts.rendered["train"]
+    set_aside = ", ".join(f"{count} {reason}" for reason, count in facts.num_bad_rows.items()) or "nothing"
+    return "\n".join(
+        [
+            f"# {facts.title}",
+            "",
+            f"{facts.config['model']} on {facts.config['dataset']}: {facts.result['num_steps']} steps over "
+            f"{train['num_examples']:,} examples ({train['num_tokens']:,} tokens). {facts.hardware}.",
+            "",
+            comparison_table(facts.compared) if facts.compared else "Nothing was held out, so nothing was measured.",
+            "",
+            f"Set aside: {set_aside}.",
+        ]
+    )
+
+
+def model_card(facts: RunFacts) -> str:
+    """The ``README.md`` beside the published weights."""
+    base, is_adapter = facts.config["model"], facts.config["peft"]["use_peft"]
+    usage = (
+        f'model = AutoModelForCausalLM.from_pretrained("{base}")\nmodel = PeftModel.from_pretrained(model, folder)'
+        if is_adapter
+        else "model = AutoModelForCausalLM.from_pretrained(folder)"
+    )
+    imports = "from transformers import AutoModelForCausalLM, AutoTokenizer" + (
+        "\nfrom peft import PeftModel" if is_adapter else ""
+    )
+    return "\n".join(
+        [
+            "---",
+            f"base_model: {base}",
+            f"library_name: {'peft' if is_adapter else 'transformers'}",
+            "tags: [crucible-train, sft]",
+            "---",
+            "",
+            summary(facts),
+            "",
+            f"Data: {facts.data['source']}, {facts.data['num_rows']:,} rows, {facts.data['format']}. "
+            f"Rendered by `{facts.rendered['renderer']}`.",
+            "",
+            "```python",
+            imports,
+            "",
+            'folder = "."  # where this file lies',
+            usage,
+            "tokenizer = AutoTokenizer.from_pretrained(folder)",
+            "```",
+            "",
+            f"Made with `{facts.command}`.",
+            "",
+        ]
+    )

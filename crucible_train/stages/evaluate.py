@@ -1,0 +1,116 @@
+"""Measuring a model on the held-out part: how well it predicts it, and what it answers."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from crucible_train import files, terminal, wiring
+from crucible_train.data.batching import split
+from crucible_train.data.preparation import CONVERSATIONS, HELD_OUT
+from crucible_train.data.rendering import VALIDATION
+from crucible_train.data.tables import Dialogues, Examples
+from crucible_train.evaluation.answers import Answer, Question, answer, answer_metrics, questions
+from crucible_train.evaluation.nll import ExampleNll, measure_nll, nll_metrics
+from crucible_train.evaluation.scorers import choose_scorers
+from crucible_train.ports import TrainingClient
+from crucible_train.recipes.sft import SFTConfig
+from crucible_train.stages.base import Stage
+from crucible_train.stages.render import renderer_spec
+from crucible_train.stages.train import ADAPTER, MODEL, hardware_identity
+from crucible_train.types import ArtifactRef, Hardware
+
+RESULTS = "results.jsonl"
+SUMMARY = "summary.json"
+_LIBRARIES = ("torch", "transformers", "peft")
+
+
+class Evaluate(Stage[SFTConfig]):
+    """Predicts every held-out example and answers the first held-out prompts."""
+
+    name = "evaluate"
+    reads = (
+        "seed",
+        "model",
+        "peft",
+        "data.eval_split",
+        "data.renderer",
+        "data.renderer_options",
+        "eval.num_samples",
+        "eval.max_new_tokens",
+        "eval.temperature",
+        "eval.top_p",
+        "eval.scorers",
+    )
+    uses = ("engine",)
+    code = ("evaluation", "data", "renderers", "types", "seeds", "adapters.torch_local")
+    libraries = _LIBRARIES
+
+    def __init__(self, config: SFTConfig, hardware: Hardware) -> None:
+        """Measure on this hardware."""
+        super().__init__(config)
+        self._hardware = hardware
+
+    def identity(self, inputs: Mapping[str, ArtifactRef]) -> dict[str, Any]:
+        """Device and precision decide the bits of the output."""
+        return super().identity(inputs) | {"hardware": hardware_identity(self._hardware)}
+
+    async def run(self, inputs: Mapping[str, Path], folder: Path) -> None:
+        """Measure the base model, or, where ``trained`` is among the inputs, the trained one."""
+        config = self.config
+        trained = inputs.get("trained")
+        full = trained is not None and (trained / MODEL).is_dir()
+        client = wiring.training_client(
+            trained / MODEL if trained is not None and full else inputs["model"],
+            config.peft,
+            config.engine,
+            self._hardware,
+            folder / "unused",
+            name=config.model,
+            seed=config.seed,
+            adapter=trained / ADAPTER if trained is not None and not full else None,
+        )
+        try:
+            await _measure(client, config, inputs, folder)
+        finally:
+            await client.close()
+
+
+def held_out_questions(config: SFTConfig, conversations: Path) -> list[Question]:
+    """The held-out prompts that are answered."""
+    if isinstance(config.data.eval_split, str):
+        dialogues = Dialogues(conversations / HELD_OUT)
+        rows = np.arange(len(dialogues))
+    else:
+        dialogues = Dialogues(conversations / CONVERSATIONS)
+        _, rows = split(len(dialogues), config.data.eval_split, config.seed)
+    return questions(dialogues, rows.tolist(), config.eval.num_samples)
+
+
+async def _measure(client: TrainingClient, config: SFTConfig, inputs: Mapping[str, Path], folder: Path) -> None:
+    found = await measure_nll(client, list(Examples(inputs["rendered"] / VALIDATION)))
+    asked = held_out_questions(config, inputs["conversations"])
+    scorers = choose_scorers(config.eval.scorers, [question.reference for question in asked])
+    renderer = renderer_spec(config, inputs["model"]).make()
+    answers = await answer(client.sampling_client(), renderer, asked, scorers, config.eval, config.seed)
+    files.write_text(folder / RESULTS, "".join(json.dumps(row) + "\n" for row in _results(found, asked, answers)))
+    metrics = (nll_metrics(found) if found else {}) | answer_metrics(answers)
+    files.write_json(
+        folder / SUMMARY, {"metrics": metrics, "num_examples": len(found), "num_answers": len(answers)}
+    )
+
+
+def _results(found: list[ExampleNll], asked: list[Question], answers: list[Answer]) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = [{"kind": "nll", **asdict(example)} for example in found]
+    for question, given in zip(asked, answers, strict=True):
+        rows.append({"kind": "answer", "prompt": question.text, "reference": question.reference, **asdict(given)})
+    return rows
+
+
+def report(name: str, summary: Mapping[str, Any], *, is_cached: bool) -> None:
+    """Say what was measured."""
+    shown = "  ".join(f"{key.removeprefix('eval/')} {value:.4g}" for key, value in summary["metrics"].items())
+    terminal.field(name, shown + (" [cached]" if is_cached else ""))

@@ -1,0 +1,97 @@
+"""The published model, the report and the evaluation's records."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from crucible_train import files, terminal
+from crucible_train.metrics_file import METRICS_FILE, TIMINGS_FILE
+from crucible_train.recipes.sft import SFTConfig
+from crucible_train.renderers import FastTokenizer
+from crucible_train.report.charts import loss_chart, png
+from crucible_train.report.facts import RunFacts, gather
+from crucible_train.report.page import page
+from crucible_train.report.summary import model_card, summary
+from crucible_train.stages.base import Stage
+from crucible_train.stages.render import renderer_spec
+from crucible_train.stages.train import ADAPTER, MODEL
+from crucible_train.types import ArtifactRef, Hardware
+
+PUBLISHED = "model"
+REPORT = "report.html"
+SUMMARY_PAGE = "summary.md"
+LOSS_CURVE = "loss.png"
+EVALUATION = "eval"
+QUARANTINE = "quarantine.jsonl"
+
+
+class Package(Stage[SFTConfig]):
+    """Puts together what a user takes away from a run."""
+
+    name = "package"
+    reads = ("model", "dataset", "output_dir", "run_name", "seed", "data", "peft", "train", "engine", "eval", "checkpoint")
+    code = ("report", "evaluation", "renderers", "config")
+    libraries = ("matplotlib",)
+
+    def __init__(self, config: SFTConfig, hardware: Hardware, run_id: str) -> None:
+        """Package the run of this id."""
+        super().__init__(config)
+        self._hardware = hardware
+        self._run_id = run_id
+
+    def identity(self, inputs: Mapping[str, ArtifactRef]) -> dict[str, Any]:
+        """The report names the run and the hardware."""
+        return super().identity(inputs) | {"run_id": self._run_id, "hardware": self._hardware.description}
+
+    async def run(self, inputs: Mapping[str, Path], folder: Path) -> None:
+        """Lay everything out as the run directory has it."""
+        facts = gather(self.config, inputs, self._hardware.description, self._run_id)
+        _publish(self.config, facts, inputs, folder / PUBLISHED)
+        _write_evaluation(facts, inputs, folder / EVALUATION)
+        files.write_text(folder / REPORT, page(facts))
+        files.write_text(folder / SUMMARY_PAGE, summary(facts) + "\n")
+        files.write_bytes(folder / LOSS_CURVE, png(loss_chart(facts.metrics)))
+        files.write_text(folder / QUARANTINE, "".join(files.canonical_json(row) + "\n" for row in facts.bad_rows))
+        for name in (METRICS_FILE, TIMINGS_FILE):
+            if (inputs["trained"] / name).is_file():
+                files.copy_file(inputs["trained"] / name, folder / name)
+
+
+def report(run_dir: Path, package: Path, *, is_new: bool) -> None:
+    """Say what the run gained and where everything lies."""
+    summary = files.read_json(package / EVALUATION / "summary.json")
+    for row in summary["compared"]:
+        before, after, change = row["before"], row["after"], row["difference"]
+        terminal.field(
+            row["name"][:10] if len(row["name"]) <= 10 else row["name"],
+            f"{before['value']:.4g} -> {after['value']:.4g}   change {change['value']:+.4g}, "
+            f"95 % interval [{change['low']:+.4g}, {change['high']:+.4g}] over {row['num']}: {row['verdict']}",
+        )
+    if not is_new:
+        terminal.field("done", "this run was finished before; nothing was changed")
+    terminal.field("model", str(run_dir / PUBLISHED))
+    terminal.field("report", str(run_dir / REPORT))
+
+
+def _publish(config: SFTConfig, facts: RunFacts, inputs: Mapping[str, Path], folder: Path) -> None:
+    shutil.copytree(inputs["trained"] / (ADAPTER if config.peft.use_peft else MODEL), folder)
+    FastTokenizer.from_folder(inputs["model"]).to_folder(folder)
+    spec = renderer_spec(config, inputs["model"])
+    files.write_json(folder / "renderer.json", {"name": spec.name, "options": dict(spec.options)})
+    files.write_text(folder / "README.md", model_card(facts))
+
+
+def _write_evaluation(facts: RunFacts, inputs: Mapping[str, Path], folder: Path) -> None:
+    lines = []
+    for side in ("before", "after"):
+        for line in (inputs[side] / "results.jsonl").read_text(encoding="utf-8").splitlines():
+            lines.append(json.dumps({"model": side, **json.loads(line)}) + "\n")
+    files.write_text(folder / "results.jsonl", "".join(lines))
+    sides = {side: files.read_json(inputs[side] / "summary.json") for side in ("before", "after")}
+    files.write_json(
+        folder / "summary.json",
+        sides | {"compared": [asdict(row) | {"verdict": row.verdict} for row in facts.compared]},
+    )

@@ -1,0 +1,98 @@
+"""The run directory: named by what is run, filled once, left alone when the same run is asked for again."""
+
+import datetime
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import crucible_train
+from crucible_train import files
+from crucible_train.config.redaction import redacted
+from crucible_train.recipes.sft import SFTConfig
+from crucible_train.types import ArtifactRef, Hardware
+
+CONFIG = "config.json"
+RECORD = "record.json"
+_LIBRARIES = ("torch", "transformers", "peft", "tokenizers", "numpy", "prefect")
+
+
+def run_id(config: SFTConfig, key: str) -> str:
+    """A readable name and the first digits of the training stage's key: the same run is found, not repeated."""
+    name = config.run_name or f"sft-{Path(config.model).stem}-{Path(config.dataset).name.split('.')[0]}"
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:80] or "sft"
+    return f"{safe}-{key[:8]}"
+
+
+def begin(run_dir: Path, config: SFTConfig) -> None:
+    """Write the configuration of a run, unless it stands there already."""
+    _write_if_changed(run_dir / CONFIG, redacted(config))
+
+
+def finish(
+    run_dir: Path,
+    package: Path,
+    config: SFTConfig,
+    refs: Mapping[str, ArtifactRef],
+    hardware: Hardware,
+    seconds: float,
+) -> bool:
+    """Put the package into the run directory and write the record; whether anything had to be written.
+
+    Files that are already what they should be are left as they are.
+    """
+    changed = False
+    for source in sorted(path for path in package.rglob("*") if path.is_file()):
+        target = run_dir / source.relative_to(package)
+        if not target.is_file() or files.sha256_file(target) != files.sha256_file(source):
+            files.copy_file(source, target)
+            changed = True
+    record = files.read_json(run_dir / RECORD)
+    digests = {name: ref.model_dump() for name, ref in refs.items()}
+    if not isinstance(record, dict) or record.get("artifacts") != digests:
+        files.write_json(run_dir / RECORD, _record(run_dir, config, digests, hardware, seconds))
+        changed = True
+    return changed
+
+
+def _record(
+    run_dir: Path, config: SFTConfig, artifacts: Mapping[str, Any], hardware: Hardware, seconds: float
+) -> dict[str, Any]:
+    summary = files.read_json(run_dir / "eval" / "summary.json") or {}
+    return {
+        "run_id": run_dir.name,
+        "finished_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "wall_time_s": round(seconds, 1),
+        "seed": config.seed,
+        "config": redacted(config),
+        "artifacts": artifacts,
+        "code": {"crucible_train": crucible_train.__version__, "git": _git_state()},
+        "packages": {library: version(library) for library in _LIBRARIES},
+        "hardware": {
+            "description": hardware.description,
+            "machine": platform.machine(),
+            "num_cores": os.cpu_count(),
+            "python": platform.python_version(),
+        },
+        "final_metrics": summary.get("after", {}).get("metrics", {}),
+    }
+
+
+def _git_state() -> str | None:
+    """The commit this code is at, marked where it has been changed; None outside a checkout."""
+    root = Path(crucible_train.__file__).parent
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=5)  # noqa: S603
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+def _write_if_changed(path: Path, value: Any) -> None:
+    if files.read_json(path) != value:
+        files.write_json(path, value)

@@ -1,0 +1,125 @@
+"""Training, in a run directory that is its working place and its record."""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from crucible_train import checkpoints, files, terminal, wiring
+from crucible_train.config.redaction import redacted
+from crucible_train.data.rendering import TRAIN, VALIDATION
+from crucible_train.data.tables import Examples
+from crucible_train.evaluation.nll import measure_nll, nll_metrics
+from crucible_train.loop.run import TrainingRun
+from crucible_train.metrics_file import METRICS_FILE, TIMINGS_FILE
+from crucible_train.ports import MetricsLogger, RunInfo, RunStatus, TrainingClient
+from crucible_train.recipes.sft import SFTConfig, SFTResult, plan_of, train
+from crucible_train.renderers import FastTokenizer
+from crucible_train.stages.base import Stage
+from crucible_train.types import ArtifactRef, Hardware
+
+ADAPTER = "adapter"
+MODEL = "model"
+RESULT = "result.json"
+_OPTIMIZER_FILES = ("optimizer.safetensors", "loop.json", "metrics.jsonl", checkpoints.MANIFEST)
+
+
+class Train(Stage[SFTConfig]):
+    """Fine-tunes the model on the rendered examples."""
+
+    name = "train"
+    reads = (
+        "seed",
+        "model",
+        "peft",
+        "train",
+        "eval.eval_steps",
+        "eval.metric_for_best_model",
+        "eval.greater_is_better",
+        "eval.early_stopping_patience",
+        "eval.early_stopping_threshold",
+        "engine.micro_batch_tokens",
+        "engine.activation_checkpointing",
+        "checkpoint.load_best_model_at_end",
+    )
+    uses = ("engine", "checkpoint", "report_to")
+    code = ("recipes.sft", "loop", "losses", "data", "types", "seeds", "schedules", "evaluation.nll", "adapters.torch_local")
+    libraries = ("torch", "transformers", "peft")
+
+    def __init__(self, config: SFTConfig, hardware: Hardware, run_dir: Path) -> None:
+        """Train on this hardware in this run directory."""
+        super().__init__(config)
+        self._whole_config = config
+        self._hardware = hardware
+        self._run_dir = run_dir
+
+    def identity(self, inputs: Mapping[str, ArtifactRef]) -> dict[str, Any]:
+        """Device, precision and threads decide the bits of the output."""
+        return super().identity(inputs) | {
+            "hardware": hardware_identity(self._hardware)
+        }
+
+    async def run(self, inputs: Mapping[str, Path], folder: Path) -> None:
+        """Train, and put the published weights, the metrics and the result into ``folder``."""
+        config = self.config
+        logger = wiring.metrics_logger(config.report_to, terminal.say)
+        client = wiring.training_client(
+            inputs["model"],
+            config.peft,
+            config.engine,
+            self._hardware,
+            self._run_dir / "checkpoints",
+            name=config.model,
+            seed=config.seed,
+        )
+        try:
+            result = await self._train(client, logger, inputs)
+        finally:
+            await client.close()
+        self._publish(inputs["model"], result, folder)
+
+    async def _train(self, client: TrainingClient, logger: MetricsLogger, inputs: Mapping[str, Path]) -> SFTResult:
+        config = self.config
+        examples, held_out = Examples(inputs["rendered"] / TRAIN), list(Examples(inputs["rendered"] / VALIDATION))
+        run = TrainingRun(self._run_dir, client, logger, config.checkpoint, _report)
+        num_steps = plan_of(config, len(examples)).num_steps
+        logger.start(RunInfo(self._run_dir.name, self._run_dir, redacted(self._whole_config), num_steps, 0))
+        base = files.read_json(inputs["before"] / "summary.json") if "before" in inputs else None
+        first = {k: v for k, v in base["metrics"].items() if k in _NLL_METRICS} if base else {}
+
+        async def evaluate(step: int) -> Mapping[str, float]:
+            return nll_metrics(await measure_nll(client, held_out)) if held_out else {}
+
+        status: RunStatus = "failed"
+        try:
+            result = await train(config, client, examples, evaluate, run, first)  # type: ignore[arg-type]
+            status = "done"
+        finally:
+            run.metrics.finish(status)
+            logger.finish(status)
+        return result
+
+    def _publish(self, model_dir: Path, result: SFTResult, folder: Path) -> None:
+        checkpoint = self._run_dir / "checkpoints" / checkpoints.checkpoint_name(result.published_step)
+        checkpoints.verify(checkpoint)
+        target = folder / (ADAPTER if self.config.peft.use_peft else MODEL)
+        shutil.copytree(checkpoint, target, ignore=shutil.ignore_patterns(*_OPTIMIZER_FILES))
+        if not self.config.peft.use_peft:
+            FastTokenizer.from_folder(model_dir).to_folder(target)
+        for name in (METRICS_FILE, TIMINGS_FILE):
+            if (self._run_dir / name).is_file():
+                files.copy_file(self._run_dir / name, folder / name)
+        files.write_json(folder / RESULT, asdict(result))
+
+
+def hardware_identity(hardware: Hardware) -> dict[str, Any]:
+    """What of the hardware decides the bits of a result."""
+    return {"device": hardware.device, "precision": hardware.precision, "num_threads": hardware.num_threads}
+
+
+_NLL_METRICS = ("eval/nll", "eval/perplexity", "eval/bits_per_byte")
+
+
+def _report(line: str) -> None:
+    terminal.field("run", line)

@@ -1,0 +1,24 @@
+"""The terminal: lines for people, on standard output. Colour and bars only where there is a terminal."""
+
+from rich.console import Console
+
+_console: Console | None = None
+
+
+def console() -> Console:
+    """The one console of this process. Where output is no terminal, lines are never wrapped."""
+    global _console  # noqa: PLW0603 - a process has one standard output
+    if _console is None:
+        found = Console(highlight=False, soft_wrap=True)
+        _console = found
+    return _console
+
+
+def say(line: str, style: str | None = None) -> None:
+    """Print a line as it is: no markup is read in it."""
+    console().print(line, style=style, markup=False, emoji=False)
+
+
+def field(name: str, text: str) -> None:
+    """Print a named line, names in a column."""
+    say(f"{name:<10} {text}")

@@ -1,0 +1,164 @@
+"""The composition root: the one module that names adapters.
+
+Everything else works with ports. Each builder returns the port's type, and what it builds is checked against the port at
+once: an adapter that is missing or half implemented is reported by name, not when a run first needs the missing half.
+"""
+
+import inspect
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from crucible_train.config.sections import EngineConfig, PeftConfig
+from crucible_train.errors import ConfigError
+from crucible_train.ports import BlobStore, DatasetStore, MetricsLogger, Tokenizer, TrainingClient
+from crucible_train.types import Hardware
+
+T = TypeVar("T")
+
+# metrics.jsonl is written by every run; these are what can be had besides
+LOGGERS: Mapping[str, str] = {
+    "console": "crucible_train.adapters.loggers.console:ConsoleLogger",
+}
+
+
+def blob_store(cache_dir: str) -> BlobStore:
+    """The store of cached artifacts at a folder or URL."""
+    from crucible_train.adapters.blob_store import FsspecBlobStore
+
+    return conforming(FsspecBlobStore(cache_dir, local_cache()), BlobStore, "blob store")
+
+
+def dataset_store() -> DatasetStore:
+    """The reader of data sets."""
+    from crucible_train.adapters.row_store.store import RowStore
+
+    return conforming(RowStore(), DatasetStore, "dataset store")
+
+
+def metrics_logger(names: Sequence[str], report: Callable[[str], None]) -> MetricsLogger:
+    """The loggers of a run, joined; one that fails is dropped with a line to ``report``.
+
+    Raises:
+        ConfigError: a name is unknown or its library is missing.
+    """
+    from crucible_train.adapters.loggers.multiplex import MultiplexLogger
+
+    made = {name: _logger(name) for name in names}
+    return conforming(MultiplexLogger(made, report), MetricsLogger, "metrics logger")
+
+
+def hardware(config: EngineConfig) -> Hardware:
+    """Resolve ``auto`` on this machine."""
+    from crucible_train.adapters.torch_local.hardware import choose_hardware
+
+    return choose_hardware(config.device, config.precision, config.num_threads, local_cache())
+
+
+def training_client(
+    model_dir: Path,
+    peft: PeftConfig,
+    engine: EngineConfig,
+    hardware: Hardware,
+    state_dir: Path,
+    *,
+    name: str,
+    seed: int,
+    adapter: Path | None = None,
+) -> TrainingClient:
+    """The local engine on a model folder; ``adapter`` begins from trained adapter weights."""
+    from crucible_train.adapters.torch_local.backend import EngineSettings, LocalBackend
+    from crucible_train.adapters.torch_local.loading import Lora
+
+    targets = peft.lora_target_modules
+    lora = Lora(
+        peft.lora_r, peft.lora_alpha, peft.lora_dropout, targets if isinstance(targets, str) else tuple(targets)
+    )
+    settings = EngineSettings(hardware, state_dir, engine.micro_batch_tokens, engine.activation_checkpointing, seed)
+    client = LocalBackend(
+        model_dir, tokenizer(model_dir), settings, lora if peft.use_peft else None, adapter=adapter, name=name
+    )
+    return conforming(client, TrainingClient, "training client")
+
+
+def tokenizer(model_dir: Path) -> Tokenizer:
+    """The tokenizer of a model folder."""
+    from crucible_train.renderers import FastTokenizer
+
+    return conforming(FastTokenizer.from_folder(model_dir), Tokenizer, "tokenizer")
+
+
+def convert_gguf(source: Path, folder: Path) -> None:
+    """Write the model of a GGUF file into a folder that transformers reads."""
+    from crucible_train.adapters.torch_local.conversion import convert_gguf as convert
+
+    convert(source, folder)
+
+
+def download_model(model: str, patterns: Sequence[str]) -> Path:
+    """The local folder of a hub model."""
+    from crucible_train.adapters.hub import download_model as download
+
+    return download(model, patterns)
+
+
+def check_names(report_to: Sequence[str]) -> list[str]:
+    """What is wrong with the names of adapters in a configuration, a line each."""
+    known = ", ".join(sorted(LOGGERS))
+    return [f"report_to: {name!r} is unknown; known are {known}" for name in report_to if name not in LOGGERS]
+
+
+def local_cache() -> Path:
+    """Where this machine keeps what it found out, and copies of remote files."""
+    return Path("~/.cache/crucible_train/machine").expanduser()
+
+
+def required(adapter: T | None, port: str, field: str) -> T:
+    """The adapter, if one is set.
+
+    Raises:
+        ConfigError: none is; the text names the port and the field that chooses one.
+    """
+    if adapter is None:
+        raise ConfigError(f"{field}: no {port} is set")
+    return adapter
+
+
+def conforming(adapter: Any, port: type[T], name: str) -> T:
+    """The adapter, checked against its port.
+
+    Raises:
+        ConfigError: a member of the port is missing, or a method lacks one of its parameters.
+    """
+    made = type(adapter).__name__
+    for member, declared in inspect.getmembers_static(port):
+        if member.startswith("_"):
+            continue
+        found = inspect.getattr_static(adapter, member, None)
+        if found is None:
+            raise ConfigError(f"{name}: adapter {made} lacks {port.__name__}.{member}")
+        if inspect.isfunction(declared):
+            _check_method(getattr(adapter, member), declared, f"{name}: adapter {made}: {port.__name__}.{member}")
+    return adapter  # type: ignore[no-any-return]
+
+
+def _check_method(found: Any, declared: Callable[..., Any], name: str) -> None:
+    if not callable(found):
+        raise ConfigError(f"{name} is not a method")
+    if inspect.iscoroutinefunction(declared) != inspect.iscoroutinefunction(found):
+        raise ConfigError(f"{name} must {'be' if inspect.iscoroutinefunction(declared) else 'not be'} async")
+    wanted = [p for p in inspect.signature(declared).parameters if p != "self"]
+    missing = [p for p in wanted if p not in inspect.signature(found).parameters]
+    if missing:
+        raise ConfigError(f"{name} lacks the parameter {missing[0]!r}")
+
+
+def _logger(name: str) -> MetricsLogger:
+    if name not in LOGGERS:
+        raise ConfigError(check_names([name]))
+    try:
+        factory = pkgutil.resolve_name(LOGGERS[name])
+    except ImportError as error:
+        raise ConfigError(f"report_to: {name} needs a library that is not installed: {error}") from error
+    return conforming(factory(), MetricsLogger, f"logger {name}")

@@ -1,0 +1,131 @@
+"""What every command does round its flow: read the configuration, start a server where none is, run, end rightly.
+
+Nothing heavy is imported before the configuration is known to be right.
+"""
+
+import asyncio
+import atexit
+import logging
+import os
+import pkgutil
+import shlex
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from crucible_train import terminal
+from crucible_train.config.command import Command, parse_command
+from crucible_train.errors import ConfigError, CrucibleError, Interrupted
+from flows.prefect_server import TemporaryServer, configured_api_url
+
+# The terminal shows our own lines; Prefect's, and our logger's, go to the run's page.
+QUIET = {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+    "PREFECT_LOGGING_HANDLERS_DEBUG_LEVEL": "CRITICAL",
+    "PREFECT_LOGGING_EXTRA_LOGGERS": "crucible_train",
+    "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
+}
+
+
+def run_command(entry: str, config_type: str, argv: Sequence[str] | None = None) -> NoReturn:
+    """Run the flow at ``entry`` (module:name) with the configuration that ``argv`` gives, and end the process."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    for number in (signal.SIGINT, signal.SIGTERM):  # nothing to save yet, and imports swallow what a handler raises
+        signal.signal(number, lambda number, _frame: os._exit(128 + number))
+    server: TemporaryServer | None = None
+    try:
+        command = parse_command(pkgutil.resolve_name(config_type), words, f"python -m {entry.partition(':')[0]}")
+        for note in command.notes:
+            terminal.field("note", note)
+        if command.action == "run":
+            for key, value in QUIET.items():
+                os.environ.setdefault(key, value)
+            if configured_api_url() is None:
+                server = TemporaryServer()
+            status = _run(entry, command.config, server)
+        else:
+            status = _answer(command)
+    except Interrupted as stop:
+        again = shlex.join(["python", "-m", entry.partition(":")[0], *words])
+        terminal.field("stopped", f"what was done is saved; to go on, run the same command again:\n{again}")
+        status = stop.exit_status
+    except CrucibleError as error:
+        _complain(error)
+        status = error.exit_status
+    except Exception as error:  # noqa: BLE001 - a fault of ours: shown whole
+        traceback.print_exception(error)
+        status = 1
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _end(server, status)
+
+
+def _answer(command: Command[Any]) -> int:
+    """Print what was asked for instead of a run."""
+    if command.action == "dry_run":
+        from crucible_train.stages.plan import show_plan  # noqa: PLC0415 - heavier than the rest of this module
+
+        show_plan(command.config)
+    else:
+        sys.stdout.write(command.text + "\n")
+    return 0
+
+
+def _run(entry: str, config: Any, server: TemporaryServer | None) -> int:
+    from crucible_train.stages.preflight import check  # noqa: PLC0415
+
+    check(config)
+    if server is not None:
+        os.environ["PREFECT_API_URL"] = server.api_url
+    flow = pkgutil.resolve_name(entry)
+    logging.getLogger("crucible_train").setLevel(logging.INFO)
+    logging.raiseExceptions = False
+    # Prefect imports these at the first call: better while the server still starts
+    import fastapi.encoders  # noqa: F401, PLC0415
+    import prefect.flow_engine
+    import prefect.task_engine  # noqa: F401
+    from prefect.exceptions import TerminationSignal  # noqa: PLC0415
+
+    if server is not None:
+        server.wait_until_ready()
+
+    async def outcome() -> Any:
+        state = await flow(config, return_state=True)
+        return await state.aresult(raise_on_failure=False)
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))  # the flow's body replaces both
+    try:
+        result = asyncio.run(outcome())
+    except TerminationSignal as stop:
+        raise Interrupted(int(stop.signal)) from stop
+    except KeyboardInterrupt:
+        raise Interrupted(signal.SIGINT) from None
+    if isinstance(result, BaseException):
+        raise result
+    return 0
+
+
+def _complain(error: CrucibleError) -> None:
+    lines = error.problems if isinstance(error, ConfigError) else str(error).splitlines()
+    for line in lines:
+        sys.stderr.write(f"error: {line}\n")
+
+
+def _end(server: TemporaryServer | None, status: int) -> NoReturn:
+    """Send what Prefect still holds, let the server write it, and end without taking torch apart (0.7 s)."""
+    if "prefect" in sys.modules:
+        from prefect.events.worker import EventsWorker  # noqa: PLC0415
+        from prefect.logging.handlers import APILogWorker  # noqa: PLC0415
+
+        EventsWorker.drain_all(timeout=5)
+        APILogWorker.drain_all(timeout=5)
+    if server is not None:
+        server.stop()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    atexit._run_exitfuncs()  # noqa: SLF001 - os._exit skips them, and torch's engine thread must not hold us
+    os._exit(status)

@@ -1,0 +1,59 @@
+"""Supervised fine-tuning as a Prefect flow.
+
+    python -m flows.sft [--config FILE.yaml] [field=value ...]
+
+    prepare model ─┬─ render ─┬─ evaluate (before) ─┬─ train ─ evaluate (after) ─ package
+    prepare data ──┘          └─────────────────────┘
+
+A stage whose inputs, configuration and code have not changed is found, not run again.
+"""
+
+if __name__ == "__main__":  # answers wrong input, and starts a server, before anything heavy is imported
+    from flows.command import run_command
+
+    run_command("flows.sft:sft", "crucible_train.recipes.sft:SFTConfig")
+
+import time
+from pathlib import Path
+
+from prefect import flow
+
+from crucible_train import terminal, wiring
+from crucible_train.recipes.sft import SFTConfig
+from crucible_train.stages import run_directory
+from crucible_train.stages.package import report
+from crucible_train.stages.train import Train
+from flows.artifacts import publish
+from flows.stopping import stoppable
+from tasks.sft import evaluate, package, prepare_data, prepare_model, render, train
+
+
+@flow(name="sft", flow_run_name="sft-{config.model}-{config.dataset}", persist_result=False)
+@stoppable
+async def sft(config: SFTConfig = SFTConfig()) -> str:
+    """Fine-tune a model on conversations and show what it gained; returns the run directory."""
+    started = time.monotonic()
+    hardware = wiring.hardware(config.engine)
+    terminal.field("machine", hardware.description)
+    model = (await prepare_model(config)).ref
+    conversations = (await prepare_data(config)).ref
+    rendered = (await render(config, {"model": model, "conversations": conversations})).ref
+    given = {"model": model, "conversations": conversations, "rendered": rendered}
+    before = (await evaluate(config, hardware, given, "before")).ref
+
+    inputs = {"model": model, "rendered": rendered, "before": before}
+    run_id = run_directory.run_id(config, Train(config, hardware, Path()).key(inputs))
+    run_dir = Path(config.output_dir).expanduser() / run_id
+    terminal.field("run", str(run_dir))
+    run_directory.begin(run_dir, config)
+    trained = (await train(config, hardware, run_dir, inputs)).ref
+
+    after = (await evaluate(config, hardware, given | {"trained": trained}, "after")).ref
+    refs = given | {"before": before, "trained": trained, "after": after}
+    packaged = await package(config, hardware, run_id, refs)
+    folder = wiring.blob_store(config.cache_dir).fetch(packaged.ref)
+    seconds = time.monotonic() - started
+    is_new = run_directory.finish(run_dir, folder, config, refs | {"package": packaged.ref}, hardware, seconds)
+    await publish(folder)
+    report(run_dir, folder, is_new=is_new)
+    return str(run_dir)
