@@ -139,7 +139,9 @@ class CheckpointFolder:
     def record(self, step: int, **facts: Any) -> None:
         """List a checkpoint in the index; entries whose folder is gone leave it, later ones too."""
         kept = [entry for entry in self._read_index() if entry["step"] < step and self._is_there(entry["step"])]
-        kept.append({"name": checkpoint_name(step), "step": step, "path": f"checkpoints/{checkpoint_name(step)}"} | facts)
+        kept.append(
+            {"name": checkpoint_name(step), "step": step, "path": f"checkpoints/{checkpoint_name(step)}"} | facts
+        )
         files.write_text(self.index_path, "".join(json.dumps(entry, allow_nan=False) + "\n" for entry in kept))
 
     def prune(self, keep: int, protect: frozenset[int]) -> None:

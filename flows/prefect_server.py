@@ -52,7 +52,7 @@ class TemporaryServer:
         self._changed = threading.Condition()
         self._started_at = time.monotonic()
         inherited = {k: v for k, v in os.environ.items() if k not in {"PREFECT_API_URL", "PREFECT_API_KEY"}}
-        self._process = subprocess.Popen(  # noqa: S603
+        self._process = subprocess.Popen(
             [sys.executable, "-P", str(CHILD)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -115,7 +115,11 @@ class TemporaryServer:
             has_ended = self._has_ended
         self._process.kill()  # it serves nobody yet
         code = self._process.wait()
-        why = f"ended with status {code}: {self._last_error()}" if has_ended else f"gave no answer in {START_LIMIT_S:.0f} s"
+        why = (
+            f"ended with status {code}: {self._last_error()}"
+            if has_ended
+            else f"gave no answer in {START_LIMIT_S:.0f} s"
+        )
         raise ServerError(f"the temporary Prefect server {why}; or set PREFECT_API_URL to a server of yours")
 
     def _last_error(self) -> str:

@@ -44,7 +44,9 @@ class Server:
         install_schema(get_current_settings().server.database.connection_url.get_secret_value())  # type: ignore[union-attr]
         from prefect.server.api.server import create_app  # noqa: PLC0415
 
-        config = uvicorn.Config(self._around(create_app()), log_level="error", lifespan="on", timeout_graceful_shutdown=2)
+        config = uvicorn.Config(
+            self._around(create_app()), log_level="error", lifespan="on", timeout_graceful_shutdown=2
+        )
         self._server = uvicorn.Server(config)
         self._server.capture_signals = contextlib.nullcontext  # the parent decides when to end
         startup = self._server.startup

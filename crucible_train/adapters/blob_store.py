@@ -76,7 +76,9 @@ class FsspecBlobStore:
         folder = self._local / "trees" / ref.sha256
         entries = files.read_json(blob)
         listed = {entry["path"]: entry for entry in entries}
-        for leftover in [p for p in folder.rglob("*") if p.is_file() and p.relative_to(folder).as_posix() not in listed]:
+        for leftover in [
+            p for p in folder.rglob("*") if p.is_file() and p.relative_to(folder).as_posix() not in listed
+        ]:
             leftover.unlink()
         for entry in entries:
             if not _is_inside(entry["path"]):

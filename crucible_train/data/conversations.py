@@ -1,9 +1,9 @@
 """Which conversation a row means. One entry of ``FORMATS`` a format.
 
-    messages            {"messages": [{"role", "content"}, ...], "tools": [...]}
-    sharegpt            {"conversations": [{"from": "human" | "gpt" | ..., "value"}, ...], "system": "..."}
-    prompt_completion   {"prompt": text or messages, "completion": text or messages}     (also question and answer)
-    alpaca              {"instruction", "input", "output", "system"}
+messages            {"messages": [{"role", "content"}, ...], "tools": [...]}
+sharegpt            {"conversations": [{"from": "human" | "gpt" | ..., "value"}, ...], "system": "..."}
+prompt_completion   {"prompt": text or messages, "completion": text or messages}     (also question and answer)
+alpaca              {"instruction", "input", "output", "system"}
 """
 
 import difflib

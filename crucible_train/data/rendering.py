@@ -60,7 +60,9 @@ def render(conversations: Path, spec: RendererSpec, config: DataConfig, seed: in
     summary["tokenizer_sha256"] = renderer.tokenizer.sha256
     for name, (path, rows) in parts.items():
         totals = _Totals()
-        num_examples = write_examples(folder / name, _good(_rendered(path, rows, spec, renderer, config), quarantine, totals))
+        num_examples = write_examples(
+            folder / name, _good(_rendered(path, rows, spec, renderer, config), quarantine, totals)
+        )
         summary[name.removesuffix(".arrow")] = {"num_examples": num_examples} | totals.facts()
     quarantine.close(summary["train"]["num_examples"], folder / QUARANTINE)
     summary |= {"num_bad_rows": len(quarantine.rows), "bad_rows": quarantine.counts()}
@@ -132,7 +134,10 @@ def _rendered(
         return
     jobs = [rows[start : start + _ROWS_A_JOB] for start in range(0, rows.size, _ROWS_A_JOB)]
     with ProcessPoolExecutor(
-        num_workers, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(spec, path, config, os.getpid())
+        num_workers,
+        mp_context=get_context("spawn"),
+        initializer=_start_worker,
+        initargs=(spec, path, config, os.getpid()),
     ) as pool:
         for batch in pool.map(_render_job, jobs):
             yield from batch

@@ -1,8 +1,8 @@
 """How well a model predicts held-out text: forward passes only, no gradient.
 
-    nll            -sum logp / number of trained tokens              natural logarithm
-    perplexity     exp(nll)
-    bits_per_byte  -sum logp / ln 2 / UTF-8 bytes of the trained text    comparable between tokenizers
+nll            -sum logp / number of trained tokens              natural logarithm
+perplexity     exp(nll)
+bits_per_byte  -sum logp / ln 2 / UTF-8 bytes of the trained text    comparable between tokenizers
 """
 
 import math

@@ -115,7 +115,9 @@ async def train(
                 await run.save(state)
         if state.step > 0 and run.is_save_due(state.step, Cadence(1, plan.num_steps)):
             await run.save(state)
-    published = state.best.step if config.checkpoint.load_best_model_at_end and state.best.value is not None else state.step
+    published = (
+        state.best.step if config.checkpoint.load_best_model_at_end and state.best.value is not None else state.step
+    )
     return SFTResult(state.step, state.step < plan.num_steps, published, latest)
 
 
@@ -138,9 +140,7 @@ def schedule_of(train: OptimConfig, num_steps: int) -> Schedule:
     )
 
 
-async def _step(
-    client: TrainingClient, batch: Sequence[Example], train: OptimConfig, rate: float
-) -> dict[str, float]:
+async def _step(client: TrainingClient, batch: Sequence[Example], train: OptimConfig, rate: float) -> dict[str, float]:
     """One optimizer step over a batch."""
     datums_D = normalised(batch, train.loss_normalisation)
     output = await client.forward_backward(datums_D, CrossEntropy())

@@ -39,7 +39,7 @@ def compile_template(source: str, now: str | None) -> Callable[..., str]:
     )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = lambda form: (frozen or datetime.now()).strftime(form)  # noqa: DTZ005
+    environment.globals["strftime_now"] = lambda form: (frozen or datetime.now()).strftime(form)
     try:
         template = environment.from_string(source)
     except jinja2.TemplateSyntaxError as error:

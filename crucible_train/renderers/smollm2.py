@@ -1,8 +1,8 @@
 """SmolLM2-Instruct: ChatML with a default system message.
 
-    <|im_start|>system¶You are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>¶
-    <|im_start|>user¶CONTENT<|im_end|>¶
-    <|im_start|>assistant¶CONTENT<|im_end|>¶        (trained: CONTENT<|im_end|>)
+<|im_start|>system¶You are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>¶
+<|im_start|>user¶CONTENT<|im_end|>¶
+<|im_start|>assistant¶CONTENT<|im_end|>¶        (trained: CONTENT<|im_end|>)
 """
 
 from collections.abc import Iterable, Sequence

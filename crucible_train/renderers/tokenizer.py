@@ -130,9 +130,7 @@ class FastTokenizer:
 
         Only vocabularies that hold their control tokens as ordinary pieces (Unigram) ever come here.
         """
-        start, end = next(
-            span for id_, span in zip(found.ids, found.offsets, strict=True) if id_ in self._control_ids
-        )
+        start, end = next(span for id_, span in zip(found.ids, found.offsets, strict=True) if id_ in self._control_ids)
         cut = (start + end) // 2
         if not start < cut < end:
             raise ModelError(f"{self.name}: the ordinary text {text[start:end]!r} is a control token of one character")

@@ -63,7 +63,10 @@ def gather(config: SFTConfig, inputs: Mapping[str, Path], hardware: str, title: 
         result=files.read_json(inputs["trained"] / "result.json"),
         data=data,
         rendered=rendered,
-        bad_rows=[*_lines(inputs["conversations"] / "quarantine.jsonl"), *_lines(inputs["rendered"] / "quarantine.jsonl")],
+        bad_rows=[
+            *_lines(inputs["conversations"] / "quarantine.jsonl"),
+            *_lines(inputs["rendered"] / "quarantine.jsonl"),
+        ],
         num_bad_rows=merge_counts([data["bad_rows"], rendered["bad_rows"]]),
         hardware=hardware,
     )

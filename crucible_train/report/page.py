@@ -13,7 +13,9 @@ _NUM_BAD_ROWS_SHOWN = 50
 
 def page(facts: RunFacts) -> str:
     """The whole page as text. Everything that comes from data is escaped."""
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
     environment.filters["figure"] = _figure
     environment.filters["thousands"] = lambda value: f"{value:,}"
     charts = {

@@ -98,9 +98,7 @@ async def _measure(client: TrainingClient, config: SFTConfig, inputs: Mapping[st
     answers = await answer(client.sampling_client(), renderer, asked, scorers, config.eval, config.seed)
     files.write_text(folder / RESULTS, "".join(json.dumps(row) + "\n" for row in _results(found, asked, answers)))
     metrics = (nll_metrics(found) if found else {}) | answer_metrics(answers)
-    files.write_json(
-        folder / SUMMARY, {"metrics": metrics, "num_examples": len(found), "num_answers": len(answers)}
-    )
+    files.write_json(folder / SUMMARY, {"metrics": metrics, "num_examples": len(found), "num_answers": len(answers)})
 
 
 def _results(found: list[ExampleNll], asked: list[Question], answers: list[Answer]) -> list[dict[str, Any]]:

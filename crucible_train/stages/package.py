@@ -32,7 +32,19 @@ class Package(Stage[SFTConfig]):
     """Puts together what a user takes away from a run."""
 
     name = "package"
-    reads = ("model", "dataset", "output_dir", "run_name", "seed", "data", "peft", "train", "engine", "eval", "checkpoint")
+    reads = (
+        "model",
+        "dataset",
+        "output_dir",
+        "run_name",
+        "seed",
+        "data",
+        "peft",
+        "train",
+        "engine",
+        "eval",
+        "checkpoint",
+    )
     code = ("report", "evaluation", "renderers", "config")
     libraries = ("matplotlib",)
 

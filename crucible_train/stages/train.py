@@ -44,7 +44,17 @@ class Train(Stage[SFTConfig]):
         "checkpoint.load_best_model_at_end",
     )
     uses = ("engine", "checkpoint", "report_to")
-    code = ("recipes.sft", "loop", "losses", "data", "types", "seeds", "schedules", "evaluation.nll", "adapters.torch_local")
+    code = (
+        "recipes.sft",
+        "loop",
+        "losses",
+        "data",
+        "types",
+        "seeds",
+        "schedules",
+        "evaluation.nll",
+        "adapters.torch_local",
+    )
     libraries = ("torch", "transformers", "peft")
 
     def __init__(self, config: SFTConfig, hardware: Hardware, run_dir: Path) -> None:
@@ -56,9 +66,7 @@ class Train(Stage[SFTConfig]):
 
     def identity(self, inputs: Mapping[str, ArtifactRef]) -> dict[str, Any]:
         """Device, precision and threads decide the bits of the output."""
-        return super().identity(inputs) | {
-            "hardware": hardware_identity(self._hardware)
-        }
+        return super().identity(inputs) | {"hardware": hardware_identity(self._hardware)}
 
     async def run(self, inputs: Mapping[str, Path], folder: Path) -> None:
         """Train, and put the published weights, the metrics and the result into ``folder``."""

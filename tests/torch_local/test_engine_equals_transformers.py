@@ -144,7 +144,7 @@ def test_a_custom_loss_has_the_gradient_of_the_loss_it_restates(tmp_path: Path) 
     folder = save_model(tmp_path / "model", CONFIGS["qwen3, norms on queries and keys"])
     _, expected = plain(folder, None, randomise=False)
 
-    def restated(logprobs_D, inputs_D):  # noqa: ANN001, ANN202
+    def restated(logprobs_D, inputs_D):
         total = sum(-(lp * i["weights"]).sum() for lp, i in zip(logprobs_D, inputs_D, strict=True))
         return total, {"num": float(len(logprobs_D))}
 

@@ -72,7 +72,9 @@ class ConsoleLogger:
             )
 
     def _show_evaluation(self, metrics: Mapping[str, float], step: int) -> None:
-        shown = [f"{name.removeprefix('eval/')} {value:.4g}" for name, value in metrics.items() if name.startswith("eval/")]
+        shown = [
+            f"{name.removeprefix('eval/')} {value:.4g}" for name, value in metrics.items() if name.startswith("eval/")
+        ]
         if step > 0:
             terminal.say(f"  evaluation at step {step}: " + "  ".join(shown))
 

@@ -39,8 +39,14 @@ def json_document(file: IO[bytes], name: str) -> Iterator[SourceRow]:
     if isinstance(value, dict):
         lists = [key for key, entry in value.items() if isinstance(entry, list)]
         if len(lists) != 1:
-            yield SourceRow(f"{name}:1", value) if lists == [] else SourceRow(
-                f"{name}:1", None, f"the object holds several lists ({', '.join(lists)}); one list of rows is needed"
+            yield (
+                SourceRow(f"{name}:1", value)
+                if lists == []
+                else SourceRow(
+                    f"{name}:1",
+                    None,
+                    f"the object holds several lists ({', '.join(lists)}); one list of rows is needed",
+                )
             )
             return
         value = value[lists[0]]
@@ -49,8 +55,10 @@ def json_document(file: IO[bytes], name: str) -> Iterator[SourceRow]:
         return
     for number, row in enumerate(value, start=1):
         where = f"{name} row {number}"
-        yield SourceRow(where, row) if isinstance(row, dict) else SourceRow(
-            where, None, f"a row must be an object, not {_kind(row)}"
+        yield (
+            SourceRow(where, row)
+            if isinstance(row, dict)
+            else SourceRow(where, None, f"a row must be an object, not {_kind(row)}")
         )
 
 

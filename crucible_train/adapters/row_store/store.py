@@ -145,7 +145,10 @@ class RowStore:
                 f"dataset: {source}: the folder mixes {', '.join(sorted(kinds))}; name the files of one kind"
             )
         prefix = root.rstrip("/") + "/"
-        return [(f"{source.rstrip('/')}/{name.removeprefix(prefix)}", filesystem.unstrip_protocol(name)) for name in readable]
+        return [
+            (f"{source.rstrip('/')}/{name.removeprefix(prefix)}", filesystem.unstrip_protocol(name))
+            for name in readable
+        ]
 
 
 def _hub_dataset(source: str) -> Any:
@@ -159,11 +162,9 @@ def _hub_dataset(source: str) -> Any:
     datasets.disable_progress_bars()
     try:
         found = datasets.load_dataset(source)
-    except Exception as error:  # noqa: BLE001 - whatever the hub's client raises means the same to a user
+    except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(
-            f"dataset: {source}: not a file here, and the hub does not give it either: {reason}"
-        ) from error
+        raise DataError(f"dataset: {source}: not a file here, and the hub does not give it either: {reason}") from error
     if len(found) == 1:
         return next(iter(found.values()))
     if "train" not in found:

@@ -26,9 +26,9 @@ def convert_gguf(source: Path, folder: Path) -> None:
                 del model.config.quantization_config
             model.config.name_or_path = ""
             model.to(torch.bfloat16).save_pretrained(folder)
-            AutoTokenizer.from_pretrained(
-                source.parent, gguf_file=source.name, local_files_only=True
-            ).save_pretrained(folder)
+            AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name, local_files_only=True).save_pretrained(
+                folder
+            )
     except (OSError, ValueError, KeyError, RuntimeError, NotImplementedError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(f"model: {source}: the GGUF file could not be converted: {reason}") from error

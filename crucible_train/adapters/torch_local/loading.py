@@ -59,7 +59,9 @@ class EngineModel:
     joins_segments: bool
 
 
-def load(folder: Path, hardware: Hardware, lora: Lora | None, adapter: Path | None = None, seed: int = 0) -> EngineModel:
+def load(
+    folder: Path, hardware: Hardware, lora: Lora | None, adapter: Path | None = None, seed: int = 0
+) -> EngineModel:
     """Load a transformers causal model from a folder, inject an adapter, and prove the engine computes the same.
 
     Args:
@@ -185,7 +187,8 @@ def _prove(model: EngineModel, expected: Sequence[Tensor]) -> None:
     """
     sequences = _probe_sequences(model.causal.config.get_text_config().vocab_size)
     items = [
-        Scored(i, s[:-1], np.arange(s.size - 1), s[1:], np.ones(s.size - 1, np.float32)) for i, s in enumerate(sequences)
+        Scored(i, s[:-1], np.arange(s.size - 1), s[1:], np.ones(s.size - 1, np.float32))
+        for i, s in enumerate(sequences)
     ]
     dtype = model.precision.dtype
     alone = torch.cat([_engine_logprobs(model, [item]) for item in items])

@@ -274,7 +274,9 @@ def _is_rms_norm(module: nn.Module) -> bool:
 
 
 def _install_norm(module: nn.Module, precision: Precision) -> int:
-    eps = next((getattr(module, name) for name in ("variance_epsilon", "eps", "epsilon") if hasattr(module, name)), None)
+    eps = next(
+        (getattr(module, name) for name in ("variance_epsilon", "eps", "epsilon") if hasattr(module, name)), None
+    )
     weight = module.weight
     if not isinstance(eps, float) or not isinstance(weight, nn.Parameter):
         return 0

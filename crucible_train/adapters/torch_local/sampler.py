@@ -115,12 +115,12 @@ def _read_prompts(model: EngineModel, rows: Sequence[_Row], cache: KeyValueCache
     return torch.stack([last[index] for index in range(len(rows))])
 
 
-def _read_stream(model: EngineModel, tokens: np.ndarray, positions: np.ndarray, segments: tuple, cache: object) -> Tensor:
+def _read_stream(
+    model: EngineModel, tokens: np.ndarray, positions: np.ndarray, segments: tuple, cache: object
+) -> Tensor:
     device = model.causal.device
     with model.attention.using(LoopLayout(segments)):
-        return hidden_states(
-            model, torch.from_numpy(tokens).to(device), torch.from_numpy(positions).to(device), cache
-        )
+        return hidden_states(model, torch.from_numpy(tokens).to(device), torch.from_numpy(positions).to(device), cache)
 
 
 def _whole(index: int, tokens: np.ndarray) -> Scored:

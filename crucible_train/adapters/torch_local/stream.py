@@ -181,9 +181,7 @@ def _joined(arrays: Sequence[Ints]) -> Ints:
     return np.concatenate(arrays) if arrays else np.zeros(0, np.int64)
 
 
-def micro_batches(
-    items: Sequence[Scored], max_tokens: int, *, share: bool = True
-) -> list[TokenStream]:
+def micro_batches(items: Sequence[Scored], max_tokens: int, *, share: bool = True) -> list[TokenStream]:
     """Lay sequences out as streams of at most ``max_tokens`` positions; a longer sequence gets a stream of its own.
 
     The order is fixed by the sequences alone: neighbours share the longest prefixes. Streams come out about equally
