@@ -81,7 +81,7 @@ def plain(folder: Path, lora: Lora | None, randomise: bool) -> tuple[float, dict
         logprobs = torch.log_softmax(logits, 1).gather(1, ids[1:, None]).squeeze(1)
         total = total - (logprobs * torch.from_numpy(weights[1:])).sum()
     total.backward()
-    return float(total), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return float(total.detach()), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
 def fill_adapters(model: torch.nn.Module) -> None:

@@ -274,7 +274,7 @@ class LocalBackend:
                 for datum, x in zip(datums, logprobs_D, strict=True)
             ]
             self._cross_entropy(weighted, with_gradient=True)
-        return StepOutput(float(value), first.logprobs_D, dict(metrics))
+        return StepOutput(float(value.detach()), first.logprobs_D, dict(metrics))
 
     def _streams(self, datums: Sequence[Datum]) -> Iterator[TokenStream]:
         items = [scored(index, datum) for index, datum in enumerate(datums)]
