@@ -22,6 +22,7 @@ class ModelInfo:
     name: str
     num_params: int
     num_trainable_params: int
+    hidden_size: int
     vocab_size: int
     max_positions: int
     adapter: str

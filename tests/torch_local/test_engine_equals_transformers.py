@@ -20,6 +20,7 @@ from transformers import (
 
 from crucible_train.adapters.torch_local.backend import EngineSettings, LocalBackend
 from crucible_train.adapters.torch_local.loading import Lora
+from crucible_train.seeds import fold
 from crucible_train.types import AdamParams, CrossEntropy, CustomLoss, Datum, Hardware, ModelInput, TensorData
 
 VOCAB = 97
@@ -125,11 +126,15 @@ def test_loss_and_gradients(name: str, lora: Lora | None, tmp_path: Path) -> Non
         assert_close(gradients(made), expected)
 
 
-def test_calls_add_up_and_recomputing_changes_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
+@pytest.mark.parametrize("recompute", [False, True], ids=["keeping", "recomputing"])
+def test_calls_add_up_and_recomputing_changes_nothing(recompute: bool, lora: Lora | None, tmp_path: Path) -> None:
     folder = save_model(tmp_path / "model", CONFIGS["llama, tied"])
-    expected_loss, expected = plain(folder, LORA, randomise=True)
-    made = backend(folder, tmp_path, LORA, 60, activation_checkpointing=True)
+    expected_loss, expected = plain(folder, lora, randomise=True)
+    made = backend(folder, tmp_path, lora, 60, activation_checkpointing=recompute)
     datums = [datum(*pair) for pair in sequences()]
+    kept: list[bool] = []
+    made._model.causal.model.layers[0].mlp.down_proj.register_forward_pre_hook(lambda *_: kept.append(True))
 
     async def several() -> float:
         first = await made.forward_backward(datums[:4], CrossEntropy())
@@ -138,6 +143,44 @@ def test_calls_add_up_and_recomputing_changes_nothing(tmp_path: Path) -> None:
 
     assert asyncio.run(several()) == pytest.approx(expected_loss, rel=1e-5)
     assert_close(gradients(made), expected)
+    asyncio.run(made.forward(datums, CrossEntropy()))
+    num_forward = len(kept)
+    kept.clear()
+    asyncio.run(made.forward_backward(datums, CrossEntropy()))
+    num_streams = len(list(made._streams(datums)))
+    assert len(kept) == num_streams * (2 if recompute else 1)
+    assert num_forward > num_streams
+
+
+def test_adapter_dropout_is_pefts_and_a_function_of_seed_and_step(tmp_path: Path) -> None:
+    folder = save_model(tmp_path / "model", CONFIGS["llama, tied"])
+    lora = Lora(r=4, alpha=8.0, dropout=0.3, target_modules="all-linear")
+    (tokens, weights), *_ = sequences()
+    one = [datum(tokens, weights)]
+    made = backend(folder, tmp_path, lora, 0)
+    with_dropout = asyncio.run(made.forward_backward(one, CrossEntropy())).loss
+    found = gradients(made)
+
+    torch.manual_seed(0)
+    reference = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager"),
+        LoraConfig(r=4, lora_alpha=8.0, lora_dropout=0.3, target_modules="all-linear", task_type="CAUSAL_LM"),
+    )
+    fill_adapters(reference.base_model.model)
+    reference.train()
+    torch.manual_seed(fold(0, "dropout", 0, 0))
+    logits = reference(input_ids=torch.from_numpy(tokens[None, :-1])).logits[0]
+    logprobs = torch.log_softmax(logits, 1).gather(1, torch.from_numpy(tokens[1:, None])).squeeze(1)
+    expected = -(logprobs * torch.from_numpy(weights[1:])).sum()
+    expected.backward()
+    assert with_dropout == pytest.approx(float(expected.detach()), rel=1e-5)
+    named = dict(reference.base_model.model.named_parameters())
+    assert_close(found, {name: named[name].grad for name in found})
+
+    plain_loss = asyncio.run(made.forward(one, CrossEntropy())).loss
+    again = backend(folder, tmp_path, lora, 0)
+    assert asyncio.run(again.forward_backward(one, CrossEntropy())).loss == with_dropout != plain_loss
+    assert asyncio.run(again.forward_backward(one, CrossEntropy())).loss != with_dropout
 
 
 def test_a_custom_loss_has_the_gradient_of_the_loss_it_restates(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ Axes: D datums, N positions of a datum, S scored positions.
 """
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -26,6 +27,7 @@ from crucible_train.adapters.torch_local.loss_head import gradient_of, logprobs,
 from crucible_train.adapters.torch_local.modules import trainable
 from crucible_train.adapters.torch_local.state import restore, take_snapshot
 from crucible_train.adapters.torch_local.stream import TokenStream, micro_batches, scored
+from crucible_train.adapters.torch_local.training_mode import TrainingMode
 from crucible_train.adapters.torch_local.worker import Worker, share_one_heap
 from crucible_train.errors import CheckpointError, TrainingError
 from crucible_train.ports import ModelInfo, StepOutput, Tokenizer
@@ -102,6 +104,7 @@ class LocalBackend:
         # The engine's thread loads, too: a second thread that computes would get processor threads of its own, and
         # with more of them than cores each waits for the others to be woken.
         self._model: EngineModel = self._engine.submit(self._load, model_dir, adapter).result()
+        self._training = TrainingMode(self._model.causal, settings.seed, recompute=settings.activation_checkpointing)
         self._parameters = trainable(self._model.causal)
         self._optimizer = _adamw([parameter for _, parameter in self._parameters])
 
@@ -154,6 +157,7 @@ class LocalBackend:
             name=self._name,
             num_params=sum(p.numel() for p in self._model.causal.parameters()),
             num_trainable_params=sum(parameter.numel() for _, parameter in self._parameters),
+            hidden_size=config.hidden_size,
             vocab_size=config.vocab_size,
             max_positions=config.max_position_embeddings,
             adapter="full" if self._lora is None else "lora",
@@ -196,10 +200,8 @@ class LocalBackend:
     def _load(self, model_dir: Path, adapter: Path | None) -> EngineModel:
         settings = self._settings
         torch.set_num_threads(settings.hardware.num_threads)
-        model = load(model_dir, settings.hardware, self._lora, adapter, settings.seed)
-        if settings.activation_checkpointing:
-            model.causal.gradient_checkpointing_enable({"use_reentrant": False})
-        return model
+        recompute = settings.activation_checkpointing
+        return load(model_dir, settings.hardware, self._lora, adapter, settings.seed, recompute=recompute)
 
     # In the engine's thread --------------------------------------------------------------------------------------------
 
@@ -233,11 +235,13 @@ class LocalBackend:
     def _cross_entropy(self, datums: Sequence[Datum], with_gradient: bool) -> StepOutput:
         found_D = [np.zeros(datum.num_tokens, np.float32) for datum in datums]
         total = 0.0
-        for stream in self._streams(datums):
-            with torch.set_grad_enabled(with_gradient), self._model.attention.using(self._layout(stream)):
-                loss, logprobs_S = self._stream_loss(stream, with_gradient)
-            total += loss
-            _scatter(found_D, stream, logprobs_S)
+        mode = self._training.on(self._num_steps(), self._num_backwards) if with_gradient else contextlib.nullcontext()
+        with mode, torch.set_grad_enabled(with_gradient):
+            for stream in self._streams(datums):
+                with self._model.attention.using(self._layout(stream)):
+                    loss, logprobs_S = self._stream_loss(stream, with_gradient)
+                total += loss
+                _scatter(found_D, stream, logprobs_S)
         self._num_backwards += with_gradient
         return StepOutput(total, found_D)
 
@@ -313,6 +317,10 @@ class LocalBackend:
         self._model.precision.refresh()
         self._clear_gradients()
         return {"grad_norm": float(norm)}
+
+    def _num_steps(self) -> int:
+        """Optimizer steps taken, those before a resume included."""
+        return max((int(state["step"]) for state in self._optimizer.state.values()), default=0)
 
     def _clear_gradients(self) -> None:
         self._num_backwards = 0

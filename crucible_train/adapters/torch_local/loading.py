@@ -60,7 +60,13 @@ class EngineModel:
 
 
 def load(
-    folder: Path, hardware: Hardware, lora: Lora | None, adapter: Path | None = None, seed: int = 0
+    folder: Path,
+    hardware: Hardware,
+    lora: Lora | None,
+    adapter: Path | None = None,
+    seed: int = 0,
+    *,
+    recompute: bool = False,
 ) -> EngineModel:
     """Load a transformers causal model from a folder, inject an adapter, and prove the engine computes the same.
 
@@ -70,6 +76,7 @@ def load(
         lora: the adapter to train; None trains all weights.
         adapter: a folder with adapter weights to begin from.
         seed: decides the adapter's first values.
+        recompute: the backward pass is to compute activations again, so nothing may hold on to them.
 
     Raises:
         ModelError: the folder holds no such model, or the engine cannot compute it.
@@ -83,7 +90,7 @@ def load(
     causal.to(torch_device(hardware))
     with torch.no_grad():
         expected = _plain_logprobs(causal)
-    model = _assemble(causal, peft, hardware)
+    model = _assemble(causal, peft, hardware, recompute=recompute)
     _prove(model, expected)
     return model
 
@@ -127,17 +134,18 @@ def _inject(causal: PreTrainedModel, lora: Lora, seed: int) -> PeftModel:
             peft = get_peft_model(causal, config, autocast_adapter_dtype=True)
     except ValueError as error:
         raise ModelError(f"peft.lora_target_modules: {error}") from error
+    peft.eval()
     return peft
 
 
-def _assemble(causal: PreTrainedModel, peft: PeftModel | None, hardware: Hardware) -> EngineModel:
+def _assemble(causal: PreTrainedModel, peft: PeftModel | None, hardware: Hardware, *, recompute: bool) -> EngineModel:
     precision = Precision(torch_dtype(hardware))
     for module in causal.modules():
         if type(module) not in (nn.Linear, nn.Embedding):
             for name, parameter in module.named_parameters(recurse=False):
                 if parameter.dtype != torch.float32:
                     getattr(module, name).data = parameter.data.float()
-    install(causal, precision)
+    install(causal, precision, remakes=not recompute)
     output = causal.get_output_embeddings()
     if not isinstance(output, nn.Linear):
         raise ModelError(f"model: {type(causal).__name__} has no linear output layer")

@@ -63,8 +63,12 @@ class Precision:
             shadow.copy_(parameter)
 
 
-def install(model: nn.Module, precision: Precision) -> dict[str, int]:
-    """Put the twins in place of what they equal; how many of each kind were."""
+def install(model: nn.Module, precision: Precision, *, remakes: bool) -> dict[str, int]:
+    """Put the twins in place of what they equal; how many of each kind were.
+
+    ``remakes`` lets outputs be made again from what is kept. It does not go together with recomputing whole layers:
+    what an output is made from would outlive the layer's pass.
+    """
     counts = {"linear": 0, "lora": 0, "norm": 0, "mlp": 0, "embedding": 0}
     for module in model.modules():
         if isinstance(module, LoraLinear):
@@ -72,13 +76,13 @@ def install(model: nn.Module, precision: Precision) -> dict[str, int]:
         elif type(module) is nn.Embedding:
             counts["embedding"] += _install_embedding(module, precision)
         elif _is_rms_norm(module):
-            counts["norm"] += _install_norm(module, precision)
+            counts["norm"] += _install_norm(module, precision, remakes=remakes)
     for name, module in model.named_modules():
         if type(module) is nn.Linear and "lora_" not in name and not hasattr(module, "crucible_twin"):
             counts["linear"] += _install_linear(module, precision)
     for module in model.modules():
         if all(hasattr(module, name) for name in ("gate_proj", "up_proj", "down_proj", "act_fn")):
-            counts["mlp"] += _install_mlp(module)
+            counts["mlp"] += _install_mlp(module, remakes=remakes)
     return counts
 
 
@@ -103,7 +107,7 @@ class _Linear(torch.autograd.Function):
         shape, dtype = ctx.like
         grad = grad.reshape(-1, grad.shape[-1]).to(ctx.compute.dtype)
         if ctx.keep is not None:
-            _add_product(gradient_of(ctx.weight), grad, ctx.keep.take(ctx))
+            _add_product(gradient_of(ctx.weight), grad, ctx.keep.take(ctx.saved_tensors))
         if ctx.bias is not None and ctx.bias.requires_grad:
             gradient_of(ctx.bias).add_(grad.sum(0, dtype=torch.float32))
         back = torch.mm(grad, ctx.compute).view(shape).to(dtype) if ctx.needs_input_grad[0] else None
@@ -126,10 +130,10 @@ class _Kept:
         self._dtype = flat.dtype
         ctx.save_for_backward(*(others if self._remake is not None else (*others, flat)))
 
-    def take(self, ctx: Any) -> Tensor:
+    def take(self, saved: Sequence[Tensor]) -> Tensor:
         """The input as rows, in the precision of the product. What it was made from is let go of."""
         if self._remake is None:
-            return ctx.saved_tensors[-1]  # type: ignore[no-any-return]
+            return saved[-1]  # type: ignore[no-any-return]
         made, self._remake = self._remake(), None
         return made.reshape(-1, made.shape[-1]).to(self._dtype)
 
@@ -163,11 +167,12 @@ class _Lora(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        compute, inner, a, b = ctx.saved_tensors[:4]
+        saved = ctx.saved_tensors
+        compute, inner, a, b = saved[:4]
         shape, dtype = ctx.like
         grad = grad.reshape(-1, grad.shape[-1]).to(compute.dtype)
         grad_inner = torch.mm(grad, b)
-        grad_a = torch.mm(grad_inner.t(), ctx.keep.take(ctx)).float()
+        grad_a = torch.mm(grad_inner.t(), ctx.keep.take(saved)).float()
         grad_b = torch.mm(grad.t(), inner).float().mul_(ctx.scale)
         back = None
         if ctx.needs_input_grad[0]:
@@ -260,11 +265,12 @@ def _scaled(x: Tensor, inverse: Tensor, weight: Tensor, dtype: torch.dtype) -> T
     return (x.float() * inverse).mul_(weight).to(dtype)
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-    """Normalise each row; the result can be made again from the input."""
+def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype, *, remakes: bool) -> Tensor:
+    """Normalise each row; with ``remakes`` the result can be made again from the input."""
     out, inverse = _RmsNorm.apply(x, weight, eps, dtype)
-    x, scales = x.detach(), weight.detach()
-    out.remake = lambda: _scaled(x, inverse, scales, dtype)
+    if remakes:
+        x, scales = x.detach(), weight.detach()
+        out.remake = lambda: _scaled(x, inverse, scales, dtype)
     return out  # type: ignore[no-any-return]
 
 
@@ -273,7 +279,7 @@ def _is_rms_norm(module: nn.Module) -> bool:
     return "rmsnorm" in type(module).__name__.lower() and isinstance(weight, nn.Parameter) and weight.ndim == 1
 
 
-def _install_norm(module: nn.Module, precision: Precision) -> int:
+def _install_norm(module: nn.Module, precision: Precision, *, remakes: bool) -> int:
     eps = next(
         (getattr(module, name) for name in ("variance_epsilon", "eps", "epsilon") if hasattr(module, name)), None
     )
@@ -284,9 +290,9 @@ def _install_norm(module: nn.Module, precision: Precision) -> int:
 
     probe = torch.randn(_PROBE_ROWS, weight.shape[0], device=weight.device, generator=_generator(weight.device))
     with torch.no_grad():
-        if not _equal(module.forward(probe), rms_norm(probe, weight, eps, torch.float32)):
+        if not _equal(module.forward(probe), rms_norm(probe, weight, eps, torch.float32, remakes=False)):
             return 0
-    module.forward = lambda x: rms_norm(x, weight, eps, precision.dtype)  # type: ignore[method-assign]
+    module.forward = lambda x: rms_norm(x, weight, eps, precision.dtype, remakes=remakes)  # type: ignore[method-assign]
     return 1
 
 
@@ -308,15 +314,16 @@ class _GatedSilu(torch.autograd.Function):
         return silu.neg_().add_(gate).add_(1.0).mul_(sigmoid).mul_(up).mul_(grad), grad_up
 
 
-def gated_silu(gate: Tensor, up: Tensor) -> Tensor:
-    """``silu(gate) * up``; the result can be made again from the two."""
+def gated_silu(gate: Tensor, up: Tensor, *, remakes: bool) -> Tensor:
+    """``silu(gate) * up``; with ``remakes`` the result can be made again from the two."""
     out = _GatedSilu.apply(gate, up)
-    gate, up = gate.detach(), up.detach()
-    out.remake = lambda: F.silu(gate).mul_(up)
+    if remakes:
+        gate, up = gate.detach(), up.detach()
+        out.remake = lambda: F.silu(gate).mul_(up)
     return out  # type: ignore[no-any-return]
 
 
-def _install_mlp(module: nn.Module) -> int:
+def _install_mlp(module: nn.Module, *, remakes: bool) -> int:
     activation: Callable[[Tensor], Tensor] = module.act_fn  # type: ignore[assignment]
     probe = torch.linspace(-8, 8, 33)
     if not callable(activation) or not _equal(activation(probe), F.silu(probe)):
@@ -326,7 +333,7 @@ def _install_mlp(module: nn.Module) -> int:
         return 0
 
     def twin(x: Tensor) -> Tensor:
-        return down(gated_silu(gate(x), up(x)))  # type: ignore[operator,no-any-return]
+        return down(gated_silu(gate(x), up(x), remakes=remakes))  # type: ignore[operator,no-any-return]
 
     width = _input_width(gate)
     if width is None:
