@@ -8,12 +8,10 @@ nor a tail of zeros.
 
 import json
 import re
-import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from crucible_train import files
 from crucible_train.errors import CheckpointError
@@ -33,19 +31,18 @@ def write_checkpoint(folder: Path, fill: Callable[[Path], None]) -> str:
 
     Returns:
         The digest of its manifest, which stands for everything in it.
+
+    Raises:
+        CheckpointError: it could not be written, for want of space perhaps; nothing of it is left.
     """
-    if folder.exists():
-        discard(folder)
-    with files.atomic_folder(folder) as temporary:
-        fill(temporary)
-        listed = {path.relative_to(temporary).as_posix(): path for path in _files(temporary)}
-        body = {
-            "format": _FORMAT,
-            "name": folder.name,
-            "files": {name: {"sha256": files.sha256_file(p), "size": p.stat().st_size} for name, p in listed.items()},
-        }
-        digest = files.sha256_json(body)
-        files.write_text(temporary / MANIFEST, files.canonical_json(body | {"sha256": digest}) + "\n")
+    try:
+        with files.atomic_folder(folder) as temporary:
+            fill(temporary)
+            digest = _seal(temporary, folder.name)
+            if folder.exists() or folder.is_symlink():
+                discard(folder)
+    except Exception as error:  # what a full disk raises depends on the library that wrote
+        raise CheckpointError(f"{folder}: it could not be written: {error}") from error
     return digest
 
 
@@ -53,11 +50,11 @@ def verify(folder: Path) -> str:
     """Check every file against the manifest; the manifest's digest.
 
     Raises:
-        CheckpointError: something is missing, changed or too much; the text says what.
+        CheckpointError: something is missing, changed or cannot be read; the text says what.
     """
     try:
         text = (folder / MANIFEST).read_text(encoding="utf-8")
-        manifest = json.loads(text)
+        manifest = files.parse_json(text)
         body = {key: value for key, value in manifest.items() if key != "sha256"}
         is_sealed = text == files.canonical_json(manifest) + "\n" and files.sha256_json(body) == manifest["sha256"]
     except FileNotFoundError:
@@ -73,7 +70,11 @@ def verify(folder: Path) -> str:
         raise CheckpointError(f"{folder}: {missing[0]} is missing")
     for name, entry in body["files"].items():
         path = folder / name
-        if path.stat().st_size != entry["size"] or files.sha256_file(path) != entry["sha256"]:
+        try:
+            is_same = path.stat().st_size == entry["size"] and files.sha256_file(path) == entry["sha256"]
+        except OSError as error:
+            raise CheckpointError(f"{folder}: {name} cannot be read: {error.strerror}") from error
+        if not is_same:
             raise CheckpointError(f"{folder}: {name} is damaged")
     return str(manifest["sha256"])
 
@@ -91,7 +92,8 @@ class Checkpoint:
 class CheckpointFolder:
     """The checkpoints of one run, and the index ``checkpoints.jsonl`` beside them.
 
-    The folders are the truth; the index is made again from them where it is missing or damaged.
+    The folders are the truth, and the index is made from them. It never lists one that was deleted on purpose, so one
+    that is listed but not there has been lost.
     """
 
     run_dir: Path
@@ -110,75 +112,105 @@ class CheckpointFolder:
         """The steps for which there is a folder, sound or not, oldest first."""
         if not self.path.is_dir():
             return []
-        matches = (_NAME.fullmatch(entry.name) for entry in self.path.iterdir())
-        return sorted(int(match.group(1)) for match in matches if match)
+        names = {entry.name for entry in self.path.iterdir()}
+        steps = (int(match.group(1)) for match in map(_NAME.fullmatch, names) if match)
+        return sorted(step for step in steps if checkpoint_name(step) in names)
 
-    def newest_good(self, report: Callable[[str], None]) -> Checkpoint | None:
+    def newest_good(
+        self, report: Callable[[str], None], check: Callable[[Path], None] | None = None
+    ) -> Checkpoint | None:
         """The newest checkpoint that is sound; None where none was ever written.
 
         Args:
-            report: is told of each damaged one, in a line.
+            report: is told of each damaged or lost one, in a line.
+            check: may refuse a sound one by raising ``CheckpointError``.
 
         Raises:
-            CheckpointError: there are checkpoints, but none is sound.
+            CheckpointError: there are checkpoints, or were, but none is sound.
         """
         steps = self.steps()
+        lost = sorted(self._listed() - set(steps))
+        for step in lost:
+            report(f"checkpoint passed over: {self.path / checkpoint_name(step)}: it is gone")
         for step in reversed(steps):
             folder = self.path / checkpoint_name(step)
             try:
-                return Checkpoint(folder, step, verify(folder))
+                digest = verify(folder)
+                if check is not None:
+                    check(folder)
             except CheckpointError as error:
                 report(f"checkpoint passed over: {error}")
-        if steps:
+            else:
+                return Checkpoint(folder, step, digest)
+        if steps or lost:
             raise CheckpointError(
-                f"{self.path}: none of its {len(steps)} checkpoints is sound; "
+                f"{self.path}: none of its {len(steps) + len(lost)} checkpoints is sound; "
                 "checkpoint.resume_from_checkpoint=never starts anew"
             )
         return None
 
-    def record(self, step: int, **facts: Any) -> None:
-        """List a checkpoint in the index; entries whose folder is gone leave it, later ones too."""
-        kept = [entry for entry in self._read_index() if entry["step"] < step and self._is_there(entry["step"])]
-        kept.append(
-            {"name": checkpoint_name(step), "step": step, "path": f"checkpoints/{checkpoint_name(step)}"} | facts
-        )
-        files.write_text(self.index_path, "".join(json.dumps(entry, allow_nan=False) + "\n" for entry in kept))
-
     def prune(self, keep: int, protect: frozenset[int]) -> None:
-        """Delete all but the ``keep`` newest and the protected ones. To be called after a save is durable."""
+        """Keep the ``keep`` newest and the protected ones, and list them. To be called after a save is durable."""
         steps = self.steps()
-        for step in steps[: max(0, len(steps) - keep)]:
-            if step not in protect:
-                discard(self.path / checkpoint_name(step))
+        self._keep({*steps[max(0, len(steps) - keep) :], *(protect & {*steps})})
 
     def discard_after(self, step: int) -> None:
-        """Delete what stands after ``step``: damaged, or of a run that has been rewound."""
-        for later in self.steps():
-            if later > step:
-                discard(self.path / checkpoint_name(later))
+        """Delete what stands after ``step``, damaged or of a run that has been rewound, and list what stays."""
+        self._keep({kept for kept in self.steps() if kept <= step})
 
-    def _is_there(self, step: int) -> bool:
-        return (self.path / checkpoint_name(step) / MANIFEST).is_file()
+    def _keep(self, kept: set[int]) -> None:
+        """List some and delete the others, in that order: the index never lists what is being deleted."""
+        found = ((step, files.read_json(self.path / checkpoint_name(step) / MANIFEST)) for step in sorted(kept))
+        entries = [
+            {
+                "name": checkpoint_name(step),
+                "step": step,
+                "path": f"{self.path.name}/{checkpoint_name(step)}",
+                "sha256": manifest.get("sha256"),
+            }
+            for step, manifest in found
+            if isinstance(manifest, dict)
+        ]
+        files.write_text(self.index_path, "".join(json.dumps(entry) + "\n" for entry in entries))
+        for step in set(self.steps()) - kept:
+            discard(self.path / checkpoint_name(step))
 
-    def _read_index(self) -> Iterator[dict[str, Any]]:
+    def _listed(self) -> set[int]:
+        """The steps in the index, as far as it can be read."""
         try:
-            lines = self.index_path.read_text(encoding="utf-8").splitlines()
-        except (OSError, ValueError):
-            return
-        for line in lines:
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(entry, dict) and isinstance(entry.get("step"), int):
-                yield entry
+            lines = self.index_path.read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError:
+            return set()
+        return {step for line in lines if (step := _step_of(line)) is not None}
 
 
 def discard(folder: Path) -> None:
     """Delete a checkpoint so that it is never seen half deleted."""
     doomed = folder.with_name(f"{files.TEMPORARY_MARK}{uuid.uuid4().hex}-{folder.name}")
     folder.rename(doomed)
-    shutil.rmtree(doomed)
+    files.remove(doomed)
+
+
+def _seal(folder: Path, name: str) -> str:
+    """Write the manifest over the files of a folder; its digest."""
+    listed = {path.relative_to(folder).as_posix(): path for path in _files(folder)}
+    body = {
+        "format": _FORMAT,
+        "name": name,
+        "files": {name: {"sha256": files.sha256_file(p), "size": p.stat().st_size} for name, p in listed.items()},
+    }
+    digest = files.sha256_json(body)
+    files.write_text(folder / MANIFEST, files.canonical_json(body | {"sha256": digest}) + "\n")
+    return digest
+
+
+def _step_of(line: str) -> int | None:
+    """The step of an entry of the index; None where the line is damaged."""
+    try:
+        step = files.parse_json(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return step if isinstance(step, int) else None
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -77,9 +77,22 @@ def copy_file(source: Path, path: Path) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append one line to a log that may be torn at its end by a kill; its reader must drop a torn last line."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(line + "\n")
+    """Append one line to a log, or nothing if it raises.
+
+    A kill may tear the line; whoever reads the log must drop a torn last line.
+    """
+    left = memoryview(f"{line}\n".encode())
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        size = os.fstat(descriptor).st_size
+        try:
+            while left:
+                left = left[os.write(descriptor, left) :]
+        except BaseException:
+            os.ftruncate(descriptor, size)
+            raise
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
@@ -107,7 +120,15 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 def remove_temporaries(folder: Path) -> None:
     """Delete what a killed writer left behind in ``folder``. Only the owner of the folder may call this."""
     for leftover in folder.glob(f"{TEMPORARY_MARK}*"):
-        shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+        remove(leftover)
+
+
+def remove(path: Path) -> None:
+    """Delete a file, a link, or a folder with all that is in it."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def sync_file(path: Path) -> None:
@@ -158,14 +179,17 @@ def parse_json(data: str | bytes) -> Any:
     """The value of JSON text.
 
     Raises:
-        ValueError: it is not JSON.
+        ValueError: it is not JSON, or nested deeper than can be read.
     """
-    return json.loads(data)
+    try:
+        return json.loads(data)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def read_json(path: Path) -> Any:
     """The value of a JSON file, or None where there is no file or it is not readable."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None

@@ -1,7 +1,7 @@
 """The run's own record of its numbers: one JSON object a step.
 
-``metrics.jsonl`` holds what is the same in every run of the same configuration, so two runs can be compared bit for bit;
-``timings.jsonl`` beside it holds what is not: the areas ``time`` and ``perf``. Other loggers are copies of these files.
+``metrics.jsonl`` holds what is the same in every run of the same configuration, so two runs can be compared bit for
+bit; ``timings.jsonl`` beside it holds what is not: the areas ``time`` and ``perf``. Other loggers are copies of these.
 """
 
 import json
@@ -26,7 +26,7 @@ class MetricsFile:
 
     def __init__(self, run_dir: Path) -> None:
         """Open the files of a run directory, where they exist at their end."""
-        self._path = run_dir / METRICS_FILE
+        self.path = run_dir / METRICS_FILE
         self._timings_path = run_dir / TIMINGS_FILE
         self._step: int | None = None
         self._pending: dict[str, float] = {}
@@ -61,9 +61,9 @@ class MetricsFile:
         if self._pending:
             timings = {k: v for k, v in self._pending.items() if k.partition("/")[0] in _UNREPEATABLE_AREAS}
             metrics = {k: v for k, v in self._pending.items() if k not in timings}
-            for path, values in ((self._path, metrics), (self._timings_path, timings)):
-                if values:
-                    files.append_line(path, json.dumps({"step": self._step, **values}, allow_nan=False))
+            self._append(self.path, metrics)
+            self._pending = timings  # should writing these fail, the metrics are not written twice
+            self._append(self._timings_path, timings)
             self._pending = {}
 
     def finish(self, status: RunStatus) -> None:
@@ -73,14 +73,19 @@ class MetricsFile:
     def contents(self) -> bytes:
         """All of ``metrics.jsonl``, for a checkpoint to keep."""
         self.flush()
-        return self._path.read_bytes() if self._path.is_file() else b""
+        return self.path.read_bytes() if self.path.is_file() else b""
 
     def rewind(self, step: int, contents: bytes) -> None:
         """Go back to a checkpoint: its ``metrics.jsonl``, and of the timings what is not after ``step``."""
-        files.write_bytes(self._path, contents)
+        files.write_bytes(self.path, contents)
         kept = [line for line in _lines(self._timings_path) if _step_of(line) <= step]
         files.write_text(self._timings_path, "".join(line + "\n" for line in kept))
         self._step, self._pending = None, {}
+
+    def _append(self, path: Path, values: Mapping[str, float]) -> None:
+        if values:
+            record = {"step": self._step, **dict(sorted(values.items()))}
+            files.append_line(path, json.dumps(record, allow_nan=False))
 
 
 def read_metrics(run_dir: Path, file: str = METRICS_FILE) -> list[dict[str, Any]]:

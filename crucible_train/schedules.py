@@ -2,8 +2,8 @@
 
     rate(step) = peak * warm-up(step) * shape(step),    step = 0, 1, ..., num_steps - 1
 
-The warm-up rises linearly and reaches the peak at its last step, so the first step's rate is peak / warm-up steps and never
-zero. Shapes fall from 1 just after the warm-up to ``min_ratio`` at the end, and stay there past it.
+The warm-up rises linearly and reaches the peak at its last step, so the first step's rate is peak / warm-up steps and
+never zero. Shapes fall from 1 just after the warm-up to ``min_ratio`` at the end, and stay there past it.
 
     constant   1
     linear     1 - (1 - min_ratio) p                       p = steps after the warm-up / all steps after it

@@ -1,6 +1,7 @@
 """Randomness: a pure function of the run's seed and of what it is drawn for. There is no global generator.
 
-What is drawn for step 7 does not depend on what was drawn before it, so a resumed run draws what an undisturbed one does.
+What is drawn for step 7 does not depend on what was drawn before it, so a resumed run draws what an undisturbed one
+does.
 """
 
 import hashlib

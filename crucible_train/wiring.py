@@ -1,19 +1,23 @@
 """The composition root: the one module that names adapters.
 
-Everything else works with ports. Each builder returns the port's type, and what it builds is checked against the port at
-once: an adapter that is missing or half implemented is reported by name, not when a run first needs the missing half.
+Everything else works with ports. Each builder returns the port's type, and what it builds is checked against the port
+at once: an adapter that is missing or half implemented is reported by name, not when a run first needs what it lacks.
 """
 
 import inspect
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from crucible_train.config.sections import EngineConfig, PeftConfig
 from crucible_train.errors import ConfigError
 from crucible_train.ports import BlobStore, DatasetStore, MetricsLogger, Tokenizer, TrainingClient
-from crucible_train.types import Hardware
+from crucible_train.types import Estimate, Hardware
+
+if TYPE_CHECKING:
+    from crucible_train.adapters.torch_local.backend import EngineSettings
+    from crucible_train.adapters.torch_local.loading import Lora
 
 T = TypeVar("T")
 
@@ -68,18 +72,23 @@ def training_client(
     adapter: Path | None = None,
 ) -> TrainingClient:
     """The local engine on a model folder; ``adapter`` begins from trained adapter weights."""
-    from crucible_train.adapters.torch_local.backend import EngineSettings, LocalBackend
-    from crucible_train.adapters.torch_local.loading import Lora
+    from crucible_train.adapters.torch_local.backend import LocalBackend
 
-    targets = peft.lora_target_modules
-    lora = Lora(
-        peft.lora_r, peft.lora_alpha, peft.lora_dropout, targets if isinstance(targets, str) else tuple(targets)
-    )
-    settings = EngineSettings(hardware, state_dir, engine.micro_batch_tokens, engine.activation_checkpointing, seed)
-    client = LocalBackend(
-        model_dir, tokenizer(model_dir), settings, lora if peft.use_peft else None, adapter=adapter, name=name
-    )
+    settings = _engine_settings(engine, hardware, state_dir, seed)
+    client = LocalBackend(model_dir, tokenizer(model_dir), settings, _lora(peft), adapter=adapter, name=name)
     return conforming(client, TrainingClient, "training client")
+
+
+def estimate(
+    model_dir: Path, peft: PeftConfig, engine: EngineConfig, hardware: Hardware, mean_length: int, num_written: int
+) -> Estimate:
+    """What the local engine will need for the model of a folder; only its config.json is read.
+
+    ``mean_length`` is the length of an ordinary sequence in tokens, ``num_written`` the answers written at once.
+    """
+    from crucible_train.adapters.torch_local.estimate import estimate as found
+
+    return found(model_dir, _engine_settings(engine, hardware, Path(), 0), _lora(peft), mean_length, num_written)
 
 
 def tokenizer(model_dir: Path) -> Tokenizer:
@@ -97,10 +106,17 @@ def convert_gguf(source: Path, folder: Path) -> None:
 
 
 def download_model(model: str, patterns: Sequence[str]) -> Path:
-    """The local folder of a hub model."""
+    """The local folder of a hub model, fetched where it is not there yet."""
     from crucible_train.adapters.hub import download_model as download
 
     return download(model, patterns)
+
+
+def downloaded_model(model: str) -> Path | None:
+    """The local folder of a hub model, if it was fetched before."""
+    from crucible_train.adapters.hub import downloaded_model as find
+
+    return find(model)
 
 
 def check_names(report_to: Sequence[str]) -> list[str]:
@@ -152,6 +168,23 @@ def _check_method(found: Any, declared: Callable[..., Any], name: str) -> None:
     missing = [p for p in wanted if p not in inspect.signature(found).parameters]
     if missing:
         raise ConfigError(f"{name} lacks the parameter {missing[0]!r}")
+
+
+def _lora(peft: PeftConfig) -> "Lora | None":
+    from crucible_train.adapters.torch_local.loading import Lora
+
+    if not peft.use_peft:
+        return None
+    targets = peft.lora_target_modules
+    return Lora(
+        peft.lora_r, peft.lora_alpha, peft.lora_dropout, targets if isinstance(targets, str) else tuple(targets)
+    )
+
+
+def _engine_settings(engine: EngineConfig, hardware: Hardware, state_dir: Path, seed: int) -> "EngineSettings":
+    from crucible_train.adapters.torch_local.backend import EngineSettings
+
+    return EngineSettings(hardware, state_dir, engine.micro_batch_tokens, engine.activation_checkpointing, seed)
 
 
 def _logger(name: str) -> MetricsLogger:

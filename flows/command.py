@@ -33,6 +33,7 @@ QUIET = {
 def run_command(entry: str, config_type: str, argv: Sequence[str] | None = None) -> NoReturn:
     """Run the flow at ``entry`` (module:name) with the configuration that ``argv`` gives, and end the process."""
     words = list(sys.argv[1:] if argv is None else argv)
+    _forget_main()
     for number in (signal.SIGINT, signal.SIGTERM):  # nothing to save yet, and imports swallow what a handler raises
         signal.signal(number, lambda number, _frame: os._exit(128 + number))
     server: TemporaryServer | None = None
@@ -63,6 +64,18 @@ def run_command(entry: str, config_type: str, argv: Sequence[str] | None = None)
     _end(server, status)
 
 
+def _forget_main() -> None:
+    """Keep multiprocessing from importing this command, and Prefect with it, again in every process it starts."""
+    main = sys.modules["__main__"]
+    main.__spec__ = None
+    main.__dict__.pop("__file__", None)
+
+
+def sft() -> NoReturn:
+    """The ``crucible-sft`` command."""
+    run_command("flows.sft:sft", "crucible_train.recipes.sft:SFTConfig")
+
+
 def _answer(command: Command[Any]) -> int:
     """Print what was asked for instead of a run."""
     if command.action == "dry_run":
@@ -85,8 +98,8 @@ def _run(entry: str, config: Any, server: TemporaryServer | None) -> int:
     logging.raiseExceptions = False
     # Prefect imports these at the first call: better while the server still starts
     import fastapi.encoders  # noqa: F401, PLC0415
-    import prefect.flow_engine
-    import prefect.task_engine  # noqa: F401
+    import prefect.flow_engine  # noqa: PLC0415
+    import prefect.task_engine  # noqa: F401, PLC0415
     from prefect.exceptions import TerminationSignal  # noqa: PLC0415
 
     if server is not None:
@@ -125,6 +138,9 @@ def _end(server: TemporaryServer | None, status: int) -> NoReturn:
         APILogWorker.drain_all(timeout=5)
     if server is not None:
         server.stop()
+    if "multiprocessing" in sys.modules:
+        for child in sys.modules["multiprocessing"].active_children():  # of work that was left behind
+            child.kill()
     sys.stdout.flush()
     sys.stderr.flush()
     atexit._run_exitfuncs()  # noqa: SLF001 - os._exit skips them, and torch's engine thread must not hold us

@@ -1,8 +1,8 @@
 """A temporary Prefect server that lives exactly as long as the command that started it.
 
-The child (``prefect_server_child.py``) writes ``port N`` at once and ``ready`` when it answers, so nobody polls. It reads
-its standard input: the end of that means that the parent is done or dead, so no server outlives a command, not even one
-that got SIGKILL. Nothing here imports Prefect: the server starts while the command still imports.
+The child (``prefect_server_child.py``) writes ``port N`` at once and ``ready`` when it answers, so nobody polls. It
+reads its standard input: the end of that means that the parent is done or dead, so no server outlives a command, not
+even one that got SIGKILL. Nothing here imports Prefect: the server starts while the command still imports.
 """
 
 import contextlib
@@ -42,7 +42,7 @@ class ServerError(RunError):
 
 
 class TemporaryServer:
-    """Started by construction. Read ``api_url`` before Prefect is imported; wait before the first flow; stop at the end."""
+    """Started by construction: read ``api_url`` before Prefect is imported, wait before a flow, stop at the end."""
 
     def __init__(self) -> None:
         """Start the child and listen to it."""

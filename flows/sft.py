@@ -9,9 +9,9 @@ A stage whose inputs, configuration and code have not changed is found, not run 
 """
 
 if __name__ == "__main__":  # answers wrong input, and starts a server, before anything heavy is imported
-    from flows.command import run_command
+    from flows.command import sft as run
 
-    run_command("flows.sft:sft", "crucible_train.recipes.sft:SFTConfig")
+    run()
 
 import time
 from pathlib import Path
@@ -43,7 +43,7 @@ async def sft(config: SFTConfig = SFTConfig()) -> str:
 
     inputs = {"model": model, "rendered": rendered, "before": before}
     run_id = run_directory.run_id(config, Train(config, hardware, Path()).key(inputs))
-    run_dir = Path(config.output_dir).expanduser() / run_id
+    run_dir = run_directory.place(config, run_id)
     terminal.field("run", str(run_dir))
     run_directory.begin(run_dir, config)
     trained = (await train(config, hardware, run_dir, inputs)).ref

@@ -1,7 +1,7 @@
 """Ctrl-C and TERM as a request: the work in hand is cancelled, it saves, and the flow run ends as Cancelled.
 
-Prefect installs a TERM handler of its own round a flow, which raises in the middle of whatever runs; this one replaces it
-inside the flow's body only, and leaves the decision to Prefect where a worker owns the run.
+Prefect installs a TERM handler of its own round a flow, which raises in the middle of whatever runs; this one replaces
+it inside the flow's body only, and leaves the decision to Prefect where a worker owns the run.
 """
 
 import asyncio
@@ -42,7 +42,7 @@ class StopRequest:
         """
         self._work = asyncio.ensure_future(coroutine)
         try:
-            return await self._work  # type: ignore[no-any-return]
+            return await self._work
         except asyncio.CancelledError:
             if not self.signal_number:
                 self._work.cancel()

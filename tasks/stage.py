@@ -11,7 +11,8 @@ from typing import ParamSpec
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
-from prefect.states import Cancelled, Completed, State
+from prefect.client.schemas.objects import State
+from prefect.states import Cancelled, Completed
 
 from crucible_train.stages.base import Outcome
 from crucible_train.types import ArtifactRef
@@ -36,7 +37,7 @@ def stage_task(name: str) -> Callable[[Callable[P, Awaitable[Outcome]]], Callabl
 
         @functools.wraps(function)
         async def call(*args: P.args, **kwargs: P.kwargs) -> Outcome:
-            state = await run(*args, return_state=True, **kwargs)  # type: ignore[call-overload]
+            state: State[ArtifactRef] = await run(*args, return_state=True, **kwargs)  # type: ignore[misc]
             if state.is_cancelled():
                 raise asyncio.CancelledError
             return Outcome(await state.aresult(), is_cached=state.name == "Cached")

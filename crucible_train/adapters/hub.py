@@ -9,6 +9,14 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from crucible_train.errors import ModelError
 
 
+def downloaded_model(model: str) -> Path | None:
+    """The local folder of a hub model that was fetched before; asks nobody."""
+    try:
+        return Path(snapshot_download(model, local_files_only=True))
+    except (HFValidationError, LocalEntryNotFoundError, OSError):
+        return None
+
+
 def download_model(model: str, patterns: Sequence[str]) -> Path:
     """The local folder of a hub model, fetched where it is not there yet; only files that match ``patterns``.
 

@@ -69,7 +69,11 @@ class PeftConfig(Section):
 class OptimConfig(Section):
     """AdamW, its schedule and the size of a step. The first step's rate is above 0."""
 
-    learning_rate: float = option(2e-4, "peak rate, above 0", gt=0)
+    learning_rate: float | None = option(
+        None,
+        "peak rate, above 0; null: 2e-4 (4096 / hidden size)^0.8 for an adapter, a tenth of that without one",
+        gt=0,
+    )
     lr_scheduler_type: Literal["constant", "linear", "cosine", "wsd"] = option("cosine", "shape after the warm-up")
     warmup_steps: StepsOrShare = option(0.05, "steps the rate rises: a number, or a share of all steps in (0, 1)")
     decay_steps: StepsOrShare = option(0.2, "wsd only: steps the rate falls at the end", advanced=True)

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from fractions import Fraction
 
 import numpy as np
 import numpy.typing as npt
@@ -50,7 +51,8 @@ class BatchPlan:
         """Steps of the run: ``max_steps`` where it is given, however many epochs that takes."""
         if self.max_steps is not None:
             return self.max_steps
-        return math.ceil(self.num_epochs * self.steps_per_epoch)
+        # as the number is written: 0.07 passes of 100 steps are 7 steps, though 0.07 * 100 is a little more
+        return math.ceil(Fraction(str(self.num_epochs)) * self.steps_per_epoch)
 
     def epoch(self, step: int) -> float:
         """How many passes are done after ``step`` steps."""

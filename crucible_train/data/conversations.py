@@ -94,11 +94,11 @@ def read_row(row: Row, form: Format, renames: Mapping[str, str]) -> Dialogue:
     Raises:
         DataError: a column is missing, a field is wrong, or the roles stand in an order no chat has.
     """
-    row = dict(row)
-    for ours, theirs in renames.items():
-        if theirs not in row:
-            raise DataError(f"data.columns names a column {theirs!r}, but the row has {', '.join(row)}")
-        row[ours] = row.pop(theirs)
+    absent = next((theirs for theirs in renames.values() if theirs not in row), None)
+    if absent is not None:
+        raise DataError(f"data.columns names a column {absent!r}, but the row has {', '.join(row) or 'none'}")
+    kept = {column: value for column, value in row.items() if column not in renames.values()}
+    row = kept | {ours: row[theirs] for ours, theirs in renames.items()}
     if form.columns(list(row)) is None:
         missing = next(names[0] for names in form.needs if not any(name in row for name in names))
         raise DataError(f"column {missing!r} is missing; the row has {', '.join(row) or 'none'}")
@@ -188,9 +188,9 @@ def _sequence(value: Any, column: str) -> Sequence[Any]:
     if isinstance(value, str):
         try:
             value = json.loads(value)  # tables often hold lists as JSON text
-        except ValueError:
+        except (ValueError, RecursionError):
             raise DataError(f"{column} must be a list of messages, not text") from None
-    if not isinstance(value, Sequence):
+    if isinstance(value, str | bytes) or not isinstance(value, Sequence):
         raise DataError(f"{column} must be a list of messages, not {type(value).__name__}")
     return value
 

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from crucible_train import files
+from crucible_train.config.redaction import hide_secrets
 from crucible_train.config.sections import DataConfig
-from crucible_train.data.conversations import Dialogue, Format, detect, named, read_row
+from crucible_train.data.conversations import Format, detect, named, read_row
 from crucible_train.data.rows import BadRow, Quarantine, Reason
-from crucible_train.data.tables import write_dialogues
+from crucible_train.data.tables import StoredDialogue, write_dialogues
 from crucible_train.errors import DataError
-from crucible_train.ports import DatasetStore, SourceRow
+from crucible_train.ports import DatasetStore
 
 CONVERSATIONS = "conversations.arrow"
 HELD_OUT = "held_out.arrow"
@@ -38,55 +39,57 @@ def prepare(store: DatasetStore, source: str, config: DataConfig, folder: Path) 
     """
     quarantine = Quarantine(config.on_bad_row)
     found = _read(store, source, config, folder / CONVERSATIONS, quarantine)
+    quarantine.settle(found.num_rows, f"dataset: {hide_secrets(source)}")
     summary: dict[str, Any] = {
-        "source": source,
+        "source": hide_secrets(source),
         "format": found.format,
         "columns": list(found.columns),
         "num_rows": found.num_rows,
         "mean_turns": round(found.num_turns / found.num_rows, 2) if found.num_rows else 0.0,
     }
-    num_rows = found.num_rows
     if isinstance(config.eval_split, str):
         held_out = _read(store, config.eval_split, config, folder / HELD_OUT, quarantine)
-        summary |= {"held_out_source": config.eval_split, "num_held_out_rows": held_out.num_rows}
-        num_rows = min(num_rows, held_out.num_rows)
-    quarantine.close(num_rows, folder / QUARANTINE)
+        quarantine.settle(held_out.num_rows, f"data.eval_split: {hide_secrets(config.eval_split)}")
+        summary |= {"held_out_source": hide_secrets(config.eval_split), "num_held_out_rows": held_out.num_rows}
+    quarantine.close(folder / QUARANTINE)
     summary |= {"num_bad_rows": len(quarantine.rows), "bad_rows": quarantine.counts()}
     files.write_json(folder / SUMMARY, summary)
     return summary
 
 
 def _read(store: DatasetStore, source: str, config: DataConfig, path: Path, quarantine: Quarantine) -> _Reading:
-    rows = islice(store.rows(source), config.max_rows)
+    """Write the conversations of a source to ``path``.
+
+    Raises:
+        DataError: the source cannot be read, or no format fits its rows.
+    """
     form: Format | None = None if config.format == "auto" else named(config.format)
     columns: tuple[str, ...] = ()
     num_turns = 0
+    misfit: DataError | None = None
 
-    def dialogues() -> Iterator[tuple[Dialogue, str]]:
-        nonlocal form, columns, num_turns
-        for row in rows:
+    def dialogues() -> Iterator[StoredDialogue]:
+        nonlocal form, columns, num_turns, misfit
+        for row in islice(store.rows(source), config.max_rows):
             if row.values is None:
                 quarantine.add(BadRow(row.where, Reason.UNREADABLE, row.problem or "unreadable", row.snippet))
                 continue
-            if form is None:
-                form = _detected(source, row, config)
-            if not columns:
-                columns = form.columns([*config.columns, *row.values]) or ()
             try:
+                form = form or detect([*config.columns, *row.values])
+                columns = columns or form.columns([*config.columns, *row.values]) or ()
                 dialogue = read_row(row.values, form, config.columns)
+                stored = StoredDialogue.of(dialogue, row.where)
             except DataError as error:
+                if form is None:
+                    misfit = misfit or DataError(f"{hide_secrets(source)}: {error}")
+                    if config.on_bad_row == "stop":
+                        raise misfit from error
                 quarantine.add(BadRow(row.where, Reason.NOT_A_CONVERSATION, str(error)))
                 continue
             num_turns += len(dialogue.messages)
-            yield dialogue, row.where
+            yield stored
 
     num_rows = write_dialogues(path, dialogues())
+    if form is None and misfit is not None:
+        raise misfit
     return _Reading(form.name if form else "none", columns, num_rows, num_turns)
-
-
-def _detected(source: str, row: SourceRow, config: DataConfig) -> Format:
-    assert row.values is not None
-    try:
-        return detect([*config.columns, *row.values])
-    except DataError as error:
-        raise DataError(f"{source}: {error}") from error

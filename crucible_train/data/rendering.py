@@ -60,11 +60,17 @@ def render(conversations: Path, spec: RendererSpec, config: DataConfig, seed: in
     summary["tokenizer_sha256"] = renderer.tokenizer.sha256
     for name, (path, rows) in parts.items():
         totals = _Totals()
+        num_bad_before = len(quarantine.rows)
         num_examples = write_examples(
             folder / name, _good(_rendered(path, rows, spec, renderer, config), quarantine, totals)
         )
+        num_good = rows.size - (len(quarantine.rows) - num_bad_before)
+        is_named = name == VALIDATION and isinstance(config.eval_split, str)
+        quarantine.settle(
+            num_good, "data.eval_split" if is_named else "dataset", may_be_empty=name == VALIDATION and not is_named
+        )
         summary[name.removesuffix(".arrow")] = {"num_examples": num_examples} | totals.facts()
-    quarantine.close(summary["train"]["num_examples"], folder / QUARANTINE)
+    quarantine.close(folder / QUARANTINE)
     summary |= {"num_bad_rows": len(quarantine.rows), "bad_rows": quarantine.counts()}
     files.write_json(folder / SUMMARY, summary)
     return summary
@@ -87,6 +93,8 @@ def render_dialogue(renderer: Renderer, dialogues: Dialogues, row: int, config: 
         if tokens.size > config.max_length:
             problem = f"{tokens.size} tokens are more than data.max_length={config.max_length}"
             return BadRow(where, Reason.TOO_LONG, problem)
+        if not weights[1:].any():
+            return BadRow(where, Reason.NOTHING_TRAINED, "no token is trained: nothing stands before its only one")
         num_bytes = len(renderer.tokenizer.decode(tokens[weights > 0].tolist()).encode())
         made.append(Example(tokens, weights, row, num_bytes))
     return made

@@ -11,6 +11,7 @@ from crucible_train import files
 from crucible_train.errors import DataError
 
 _NUM_SHOWN = 5
+_EXAMPLE = '{"prompt": "What is 2 + 2?", "completion": "4"}'
 
 
 class Reason(StrEnum):
@@ -49,32 +50,49 @@ class Quarantine:
 
     on_bad_row: Literal["stop", "quarantine"]
     rows: list[BadRow] = field(default_factory=list)
+    num_good: int = field(default=0, init=False)
+    _num_settled: int = field(default=0, init=False)
 
     def add(self, row: BadRow) -> None:
         """Set a row aside."""
         self.rows.append(row)
 
+    def settle(self, num_good: int, name: str, *, may_be_empty: bool = False) -> None:
+        """Count the good rows of a source, ``name``, whose bad ones have all been added.
+
+        Raises:
+            DataError: it has no good row. Where bad ones stop the run, ``close`` says so, with all of them.
+        """
+        bad, self._num_settled = self.rows[self._num_settled :], len(self.rows)
+        self.num_good += num_good
+        stops = bool(self.rows) and self.on_bad_row == "stop"
+        if not (num_good or may_be_empty or stops):
+            raise DataError(_nothing_left(name, bad))
+
     def counts(self) -> dict[str, int]:
         """How many there are of each reason."""
-        return dict(sorted(Counter(str(row.reason) for row in self.rows).items()))
+        return _counts(self.rows)
 
-    def close(self, num_good: int, path: Path) -> None:
+    def close(self, path: Path) -> None:
         """Stop the run, or write the rows to ``path``, one JSON object each.
 
         Raises:
-            DataError: a row is bad and the configuration says stop, or no good row is left.
+            DataError: a row is bad and the configuration says stop.
         """
         if self.rows and self.on_bad_row == "stop":
-            raise DataError(_listing(self.rows, num_good))
-        if not num_good:
-            raise DataError(self._nothing_left())
+            raise DataError(_listing(self.rows, self.num_good))
         files.write_text(path, "".join(files.canonical_json(asdict(row)) + "\n" for row in self.rows))
 
-    def _nothing_left(self) -> str:
-        if not self.rows:
-            return "dataset: it holds no rows"
-        why = ", ".join(f"{reason} {count}" for reason, count in self.counts().items())
-        return f"dataset: none of its {len(self.rows)} rows can be used ({why}); the first: {self.rows[0].line}"
+
+def _counts(rows: Sequence[BadRow]) -> dict[str, int]:
+    return dict(sorted(Counter(str(row.reason) for row in rows).items()))
+
+
+def _nothing_left(name: str, bad: Sequence[BadRow]) -> str:
+    if not bad:
+        return f"{name}: it holds no rows; a row is a conversation, such as {_EXAMPLE}"
+    why = ", ".join(f"{reason} {count}" for reason, count in _counts(bad).items())
+    return f"{name}: none of its {len(bad)} rows can be used ({why}); the first: {bad[0].line}"
 
 
 def _listing(rows: Sequence[BadRow], num_good: int) -> str:

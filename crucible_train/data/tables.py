@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from crucible_train import files
 from crucible_train.data.conversations import Dialogue
+from crucible_train.errors import DataError
 from crucible_train.types import conversation
 
 _ROWS_A_BATCH = 1024
@@ -47,13 +48,34 @@ class Example:
     num_bytes: int
 
 
-def write_dialogues(path: Path, dialogues: Iterable[tuple[Dialogue, str]]) -> int:
-    """Write conversations, each with the place it came from; how many there were."""
+@dataclass(frozen=True, slots=True)
+class StoredDialogue:
+    """A conversation as it is written: JSON texts of its messages and tools, and the place it came from."""
 
-    def columns(rows: Sequence[tuple[Dialogue, str]]) -> list[Any]:
-        messages = [json.dumps([m.to_dict() for m in d.messages], ensure_ascii=False) for d, _ in rows]
-        tools = [json.dumps(d.tools, ensure_ascii=False) if d.tools else None for d, _ in rows]
-        return [messages, tools, [where for _, where in rows]]
+    messages: str
+    tools: str | None
+    where: str
+
+    @classmethod
+    def of(cls, dialogue: Dialogue, where: str) -> "StoredDialogue":
+        """Write a conversation as text.
+
+        Raises:
+            DataError: it holds a value that JSON has no form for, such as the bytes of a picture or a date.
+        """
+        try:
+            messages = json.dumps([message.to_dict() for message in dialogue.messages], ensure_ascii=False)
+            tools = json.dumps(dialogue.tools, ensure_ascii=False) if dialogue.tools else None
+        except (TypeError, ValueError, RecursionError) as error:
+            raise DataError(f"a value cannot be stored as JSON: {error}") from error
+        return cls(messages, tools, where)
+
+
+def write_dialogues(path: Path, dialogues: Iterable[StoredDialogue]) -> int:
+    """Write conversations; how many there were."""
+
+    def columns(rows: Sequence[StoredDialogue]) -> list[Any]:
+        return [[row.messages for row in rows], [row.tools for row in rows], [row.where for row in rows]]
 
     return _write(path, _DIALOGUES, dialogues, columns)
 
@@ -79,7 +101,7 @@ class _Table:
         self._starts = [0, *accumulate(batch.num_rows for batch in self._batches)]
 
     def __len__(self) -> int:
-        return self._starts[-1]
+        return int(self._starts[-1])
 
     def _place(self, index: int) -> tuple[pa.RecordBatch, int]:
         if not 0 <= index < len(self):
@@ -140,4 +162,5 @@ def _lists(arrays: Sequence[npt.NDArray[Any]], kind: pa.DataType) -> pa.ListArra
 
 def _view(column: pa.ListArray, place: int) -> npt.NDArray[Any]:
     start, end = column.offsets[place].as_py(), column.offsets[place + 1].as_py()
-    return column.values.slice(start, end - start).to_numpy(zero_copy_only=True)
+    view: npt.NDArray[Any] = column.values.slice(start, end - start).to_numpy(zero_copy_only=True)
+    return view

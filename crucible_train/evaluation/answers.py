@@ -3,6 +3,8 @@
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from typing import Any
 
 from crucible_train.config.sections import EvalConfig
 from crucible_train.data.tables import Dialogues
@@ -15,11 +17,12 @@ from crucible_train.types import Message, SamplingParams
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A held-out prompt and the answer the data gives."""
+    """A held-out prompt, the tools its assistant may call, and the answer the data gives."""
 
     row: int
     messages: tuple[Message, ...]
     reference: str
+    tools: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def text(self) -> str:
@@ -40,12 +43,13 @@ class Answer:
 
 def questions(dialogues: Dialogues, rows: Sequence[int], num: int) -> list[Question]:
     """The first ``num`` conversations of ``rows`` that end with an assistant's answer, without that answer."""
-    found: list[Question] = []
-    for row in rows:
-        messages = dialogues[row].messages
-        if len(found) < num and len(messages) > 1 and messages[-1].role == "assistant":
-            found.append(Question(row, messages[:-1], messages[-1].text))
-    return found
+    read = ((row, dialogues[row]) for row in rows)
+    fit = (
+        Question(row, dialogue.messages[:-1], dialogue.messages[-1].text, dialogue.tools)
+        for row, dialogue in read
+        if len(dialogue.messages) > 1 and dialogue.messages[-1].role == "assistant"
+    )
+    return list(islice(fit, num))
 
 
 async def answer(
@@ -67,7 +71,8 @@ async def answer(
             seed=fold(seed, "answer", question.row),
             stop_token_ids=stops,
         )
-        (written,) = await client.sample(renderer.build_generation_prompt(question.messages), 1, params)
+        prompt = renderer.build_generation_prompt(question.messages, question.tools or None)
+        (written,) = await client.sample(prompt, 1, params)
         parsed = renderer.parse_response(written.tokens)
         text = parsed.message.text
         scores = {name: scorer(text, question.reference) for name, scorer in scorers.items()}

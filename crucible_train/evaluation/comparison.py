@@ -14,6 +14,9 @@ from crucible_train.evaluation.statistics import (
     ratio_interval,
 )
 
+# Five differences of one sign happen by chance in more than one of twenty cases (2 / 2^5): that is never clear.
+_MIN_CLEAR = 6
+
 
 @dataclass(frozen=True, slots=True)
 class Compared:
@@ -31,8 +34,8 @@ class Compared:
 
     @property
     def is_clear(self) -> bool:
-        """Whether the interval of the difference excludes no change."""
-        return self.difference.excludes(0.0)
+        """Whether the interval of the difference excludes no change, over enough examples for it to mean something."""
+        return self.num >= _MIN_CLEAR and self.difference.excludes(0.0)
 
     @property
     def is_gain(self) -> bool:

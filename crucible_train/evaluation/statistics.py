@@ -14,6 +14,7 @@ import numpy.typing as npt
 from crucible_train.seeds import generator
 
 _NUM_RESAMPLES = 4000
+_DRAWS_AT_ONCE = 1 << 22
 
 Floats = npt.NDArray[np.float64]
 
@@ -52,13 +53,16 @@ def rate_interval(num_hits: int, num_trials: int, confidence: float = 0.95) -> I
     share = num_hits / num_trials
     centre = (share + z * z / (2 * num_trials)) / (1 + z * z / num_trials)
     half = z / (1 + z * z / num_trials) * math.sqrt(share * (1 - share) / num_trials + z * z / (4 * num_trials**2))
-    return Interval(share, max(0.0, centre - half), min(1.0, centre + half))
+    low = max(0.0, centre - half) if num_hits > 0 else 0.0  # exactly: rounding would leave a little more
+    high = min(1.0, centre + half) if num_hits < num_trials else 1.0
+    return Interval(share, low, high)
 
 
 def paired_rate_interval(before_E: Sequence[bool], after_E: Sequence[bool], confidence: float = 0.95) -> Interval:
-    """The difference after - before of two shares over the same examples (Agresti and Min, Statistics in Medicine 2005).
+    """The difference after - before of two shares over the same examples.
 
-    Half an observation is added to each of the four cells, which keeps the interval honest for small numbers.
+    The interval of Agresti and Min (Statistics in Medicine 24, 2005): half an observation is added to each of the four
+    cells, which keeps it honest for small numbers.
     """
     num = len(before_E)
     gained = sum(a and not b for b, a in zip(before_E, after_E, strict=True))
@@ -74,8 +78,10 @@ def paired_rate_interval(before_E: Sequence[bool], after_E: Sequence[bool], conf
 def _resampled(values_KE: Floats, seed: int) -> Floats:
     """Sums of each row of values over resampled examples, shape (K, resamples)."""
     num = values_KE.shape[1]
-    draws = generator(seed, "bootstrap").multinomial(num, np.full(num, 1 / num), size=_NUM_RESAMPLES)
-    return values_KE @ draws.T
+    random, shares = generator(seed, "bootstrap"), np.full(num, 1 / num)
+    at_once = max(1, _DRAWS_AT_ONCE // num)
+    sizes = [min(at_once, _NUM_RESAMPLES - start) for start in range(0, _NUM_RESAMPLES, at_once)]
+    return np.concatenate([values_KE @ random.multinomial(num, shares, size=size).T for size in sizes], axis=1)
 
 
 def _percentiles(value: float, resampled: Floats, confidence: float) -> Interval:

@@ -1,23 +1,26 @@
 """One training run in its directory: resume, log, save, stop."""
 
 import asyncio
-import json
+import contextlib
+import math
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from crucible_train import checkpoints, files
 from crucible_train.checkpoints import Checkpoint, CheckpointFolder, checkpoint_name
 from crucible_train.config.sections import CheckpointConfig
-from crucible_train.errors import CheckpointError
-from crucible_train.loop.state import LoopState
-from crucible_train.metrics_file import MetricsFile
+from crucible_train.errors import CheckpointError, RunError, TrainingError
+from crucible_train.loop.state import Best, LoopState
+from crucible_train.metrics_file import MetricsFile, read_metrics
 from crucible_train.ports import MetricsLogger, TrainingClient
 from crucible_train.schedules import count_steps
 from crucible_train.types import ArtifactRef
 
+T = TypeVar("T")
 _LOOP_FILE = "loop.json"
 _METRICS_COPY = "metrics.jsonl"
 
@@ -72,36 +75,56 @@ class TrainingRun:
         self._report = report
         self._saving: asyncio.Task[None] | None = None
         self._saved_step = 0
+        self._durable_step = 0
         self._saved_at = time.monotonic()
 
     async def resume(self) -> LoopState:
         """Go on from the newest sound checkpoint, or begin.
 
         Raises:
-            CheckpointError: there are checkpoints, but none is sound.
+            CheckpointError: there are checkpoints, or were, but none is sound.
         """
-        files.remove_temporaries(self.checkpoints.path)
+        with _writing(self.run_dir):
+            for folder in (self.run_dir, self.checkpoints.path):
+                files.remove_temporaries(folder)
         checkpoint = self._checkpoint_to_resume()
         if checkpoint is None:
-            self.checkpoints.discard_after(-1)
-            self.metrics.rewind(0, b"")
+            self._rewind(LoopState(), b"", last_kept=-1)
             return LoopState()
         await self._client.load_state(
             ArtifactRef(uri=str(checkpoint.folder), sha256=checkpoint.sha256, kind="state", size=0)
         )
-        state = LoopState.from_json(json.loads((checkpoint.folder / _LOOP_FILE).read_bytes()))
-        self.metrics.rewind(state.step, (checkpoint.folder / _METRICS_COPY).read_bytes())
-        if checkpoint.folder.parent == self.checkpoints.path:
-            self.checkpoints.discard_after(state.step)
-            self.checkpoints.record(state.step, sha256=checkpoint.sha256)
-        self._saved_step = state.step
+        state = _loop_state(checkpoint.folder)
+        metrics = (checkpoint.folder / _METRICS_COPY).read_bytes()
+        if checkpoint.folder.resolve().parent == self.checkpoints.path.resolve():
+            self._rewind(state, metrics, last_kept=state.step)
+            self._saved_step = self._durable_step = state.step
+        else:  # another run's: its best checkpoint is not here, and what is here does not lead to this state
+            state = replace(state, best=Best())
+            self._rewind(state, metrics, last_kept=-1)
         self._report(f"goes on from step {state.step} ({checkpoint.folder})")
         return state
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Record the numbers of a step, here and in every logger."""
-        self.metrics.log_metrics(metrics, step)
+        """Record the numbers of a step, here and in every logger.
+
+        Raises:
+            TrainingError: one of them is not a finite number.
+            RunError: they could not be written.
+        """
+        for name, value in metrics.items():
+            if not math.isfinite(value):
+                raise TrainingError(f"{name} is {value} at step {step}")
+        with _writing(self.metrics.path):
+            self.metrics.log_metrics(metrics, step)
         self._logger.log_metrics(metrics, step)
+
+    def last_metrics(self) -> Mapping[str, float]:
+        """The numbers of the last step that is logged; none before the first."""
+        with _writing(self.metrics.path):
+            self.metrics.flush()
+        records = read_metrics(self.run_dir)
+        return {name: value for name, value in records[-1].items() if name != "step"} if records else {}
 
     def is_save_due(self, step: int, cadence: Cadence) -> bool:
         """Whether steps or minutes say it is time."""
@@ -109,21 +132,33 @@ class TrainingRun:
         return step > self._saved_step and (cadence.is_due(step) or is_late)
 
     async def save(self, state: LoopState) -> None:
-        """Begin to save; the next steps may run while it is written. Waits for the save before this one."""
+        """Begin to save; the next steps may run while it is written. Waits for the save before this one.
+
+        Raises:
+            RunError: the save before this one failed.
+        """
         await self.settle()
+        if state.step == self._durable_step:
+            return
+        with _writing(self.metrics.path):
+            metrics = self.metrics.contents()
+        attachments = {_LOOP_FILE: files.canonical_json(state.to_json()).encode(), _METRICS_COPY: metrics}
         self._saved_step, self._saved_at = state.step, time.monotonic()
-        attachments = {
-            _LOOP_FILE: files.canonical_json(state.to_json()).encode(),
-            _METRICS_COPY: self.metrics.contents(),
-        }
         self._saving = asyncio.create_task(self._save(state, attachments))
         await asyncio.sleep(0)  # lets the save claim its place in the engine's queue before the next step does
 
     async def settle(self) -> None:
-        """Wait until the save under way, if any, is on the disk."""
+        """Wait until the save under way, if any, is on the disk. Whoever is cancelled here leaves it to go on.
+
+        Raises:
+            RunError: it failed.
+        """
         if self._saving is not None:
-            saving, self._saving = self._saving, None
-            await saving
+            try:
+                await asyncio.shield(self._saving)
+            finally:
+                if self._saving.done():
+                    self._saving = None
 
     @asynccontextmanager
     async def guarded(self, current: Callable[[], LoopState]) -> AsyncIterator[None]:
@@ -133,31 +168,91 @@ class TrainingRun:
         """
         try:
             yield
+            await self.settle()
         except (Exception, asyncio.CancelledError):
             await self._save_last(current())
-            self._report(f"saved at step {current().step}")
             raise
-        await self.settle()
 
     async def _save_last(self, state: LoopState) -> None:
-        await self.settle()
-        if state.step > self._saved_step:
+        try:
+            with contextlib.suppress(RunError):  # a save that failed is tried again
+                await self.settle()
             await self.save(state)
             await self.settle()
+        except RunError as error:
+            self._report(f"the state at step {state.step} is not saved: {error}")
+        else:
+            self._report(f"saved at step {state.step}" if state.step else "stopped before the first step")
 
     async def _save(self, state: LoopState, attachments: Mapping[str, bytes]) -> None:
-        ref = await self._client.save_state(checkpoint_name(state.step), attachments=attachments)
-        self.checkpoints.record(state.step, sha256=ref.sha256)
+        await self._client.save_state(checkpoint_name(state.step), attachments=attachments)
+        self._durable_step = state.step
+        with _writing(self.checkpoints.index_path):
+            await asyncio.to_thread(self._prune, state)
+
+    def _prune(self, state: LoopState) -> None:
         protected = frozenset({state.best.step} if state.best.value is not None else ())
         self.checkpoints.prune(self._config.save_total_limit, protected)
+
+    def _rewind(self, state: LoopState, metrics: bytes, *, last_kept: int) -> None:
+        """Put metrics and checkpoints back to where they stood at a state."""
+        with _writing(self.run_dir):
+            self.metrics.rewind(state.step, metrics)
+            self.checkpoints.discard_after(last_kept)
+            self._prune(state)
 
     def _checkpoint_to_resume(self) -> Checkpoint | None:
         wanted = self._config.resume_from_checkpoint
         if wanted == "never":
             return None
         if wanted == "auto":
-            return self.checkpoints.newest_good(self._report)
+            return self.checkpoints.newest_good(self._report, self._check_best)
         folder = Path(wanted).expanduser()
         if not folder.is_dir():
             raise CheckpointError(f"checkpoint.resume_from_checkpoint: {folder}: there is no such checkpoint")
         return Checkpoint(folder, 0, checkpoints.verify(folder))
+
+    def _check_best(self, folder: Path) -> None:
+        """Check the best checkpoint that a state refers to, where its weights are to be published in the end."""
+        best = _loop_state(folder).best
+        best_folder = self.checkpoints.path / checkpoint_name(best.step)
+        if self._config.load_best_model_at_end and best.value is not None and best_folder.name != folder.name:
+            try:
+                checkpoints.verify(best_folder)
+            except CheckpointError as error:
+                raise CheckpointError(f"{folder}: the best one before it is lost: {error}") from error
+
+
+async def unbroken(work: Awaitable[T]) -> T:
+    """Await what must not be left without knowing whether it was done, such as a step of the optimizer.
+
+    A cancellation meanwhile takes effect where the caller next waits.
+    """
+    future, is_cancelled = asyncio.ensure_future(work), False
+    while not future.done():
+        try:
+            await asyncio.wait([future])
+        except asyncio.CancelledError:
+            is_cancelled = True
+    if is_cancelled and (task := asyncio.current_task()) is not None:
+        task.uncancel()
+        task.cancel()
+    return future.result()
+
+
+def _loop_state(folder: Path) -> LoopState:
+    """The loop's state in a verified checkpoint."""
+    return LoopState.from_json(files.read_json(folder / _LOOP_FILE))
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Name what could not be written.
+
+    Raises:
+        RunError: the disk refused.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"{path}: it could not be written: {error.strerror or error}") from error

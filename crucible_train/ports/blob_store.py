@@ -32,7 +32,11 @@ class BlobStore(Protocol):
         """Whether everything the reference names is there and hashes to its digest."""
 
     def read_manifest(self, name: str) -> Mapping[str, Any] | None:
-        """The manifest of that name, or None if there is none or it is not readable."""
+        """The manifest of that name, or None if there is none.
+
+        Raises:
+            ArtifactError: it is there, and cannot be read.
+        """
 
     def create_manifest(self, name: str, value: Mapping[str, Any]) -> bool:
         """Create a manifest; False if another writer was first."""

@@ -1,21 +1,30 @@
 """The engine that all chat formats share.
 
-A family is a small class: it lists the pieces of a conversation and reads an answer back. Building prompts and examples,
-weights, splitting where a template rewrites history, finding the stop token: all of that is here, once.
+A family is a small class: it lists the pieces of a conversation and reads an answer back. Building prompts and
+examples, weights, splitting where a template rewrites history, finding the stop: all of that is here, once.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
-from crucible_train.errors import RenderError
+from crucible_train.errors import ConfigError, RenderError
 from crucible_train.ports import Tokenizer
-from crucible_train.renderers.pieces import EncodedPieces, Piece, encode_pieces, longest_common_prefix, output_spans
+from crucible_train.renderers.pieces import (
+    BREAK,
+    EncodedPieces,
+    Piece,
+    control_id,
+    encode_pieces,
+    longest_common_prefix,
+    output_spans,
+)
+from crucible_train.renderers.tokenizer import refuse_lone_surrogate
 from crucible_train.types import ImagePart, Message, ModelInput, conversation
 
 Messages = Sequence[Message | Mapping[str, Any]]
@@ -39,6 +48,10 @@ class TrainOnWhat(StrEnum):
     """What users and systems wrote."""
     CUSTOMIZED = "customized"
     """The messages whose ``trainable`` is true; every message must say."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> NoReturn:
+        raise ConfigError(f"train_on: {value!r} is unknown; known are {', '.join(cls)}")
 
 
 class Termination(StrEnum):
@@ -72,8 +85,8 @@ class ParsedResponse:
 class Renderer(ABC):
     """A chat format bound to a tokenizer.
 
-    A family sets ``name`` and ``stop_tokens``, lists pieces in ``conversation_pieces`` and ``prompt_pieces``, refuses in
-    ``check`` what it cannot express, and may override ``parse_text``.
+    A family sets ``name`` and ``stop_tokens``, lists pieces in ``conversation_pieces`` and ``prompt_pieces``, refuses
+    in ``check`` what it cannot express, and may override ``parse_text``.
     """
 
     name: ClassVar[str]
@@ -113,10 +126,14 @@ class Renderer(ABC):
         return ParsedResponse(Message("assistant", text), Termination.STOP_SEQUENCE)
 
     def stop_sequences(self) -> Sequence[int] | Sequence[str]:
-        """What ends an answer: token ids, or texts where the format has no token for it."""
-        return [self.tokenizer.control_tokens[name] for name in self.stop_tokens]
+        """What ends an answer: token ids, or texts where the format has no token for it.
 
-    # What follows from it ----------------------------------------------------------------------------------------------
+        Raises:
+            ModelError: the tokenizer lacks a token that the format needs.
+        """
+        return [control_id(name, self.tokenizer) for name in self.stop_tokens]
+
+    # What follows from it --------------------------------------------------------------------------------------------
 
     def build_generation_prompt(
         self, messages: Messages, tools: Tools = None, role: str = "assistant", prefill: str | None = None
@@ -132,8 +149,7 @@ class Renderer(ABC):
         Raises:
             RenderError: the format cannot express the conversation.
         """
-        read = conversation(messages)
-        self.check(read, tools)
+        read = self._read(messages, tools)
         ids = encode_pieces(self.prompt_pieces(read, tools, role), self.tokenizer).ids_T
         if prefill:
             ids = np.concatenate([ids, np.array(self.tokenizer.encode(prefill), np.int32)])
@@ -153,9 +169,9 @@ class Renderer(ABC):
         Raises:
             RenderError: the format cannot express the conversation, or no token of it is trained.
         """
-        read, mode = conversation(messages), TrainOnWhat(train_on_what)
+        mode = TrainOnWhat(train_on_what)
+        read = self._read(messages, tools)
         trained = trained_messages(read, mode)
-        self.check(read, tools)
         encoded = self._encode(read, tools)
         if not self.extends_history and mode is not TrainOnWhat.ALL_TOKENS:
             trained = frozenset(index for index in trained if self._is_unchanged(index, encoded, read, tools))
@@ -175,9 +191,9 @@ class Renderer(ABC):
         Raises:
             RenderError: the format cannot express the conversation, or no token of it is trained.
         """
-        read, mode = conversation(messages), TrainOnWhat(train_on_what)
+        mode = TrainOnWhat(train_on_what)
+        read = self._read(messages, tools)
         trained = trained_messages(read, mode)
-        self.check(read, tools)
         whole = self._encode(read, tools)
         if mode is TrainOnWhat.ALL_TOKENS:
             return [(ModelInput.from_ints(whole.ids_T), _weights(whole, trained, mode))]
@@ -210,48 +226,71 @@ class Renderer(ABC):
         return bool(spans) and _begins_with(whole, alone, spans[-1][1])
 
     def _encode_apart(self, index: int, messages: Sequence[Message], tools: Tools) -> EncodedPieces:
-        """The prompt of message ``index`` and what it then says, encoded apart, as a sampler would see them.
+        """What leads to message ``index`` and what it then says, encoded apart, as a sampler would see them.
 
         This is for a message whose first characters share a token with its header in the template's own ids.
         """
-        prompt = self.prompt_pieces(messages[:index], tools, messages[index].role) if index else ()
-        given = encode_pieces(prompt, self.tokenizer)
-        pieces = self.conversation_pieces(messages[: index + 1], tools)
-        said = encode_pieces([p for p in pieces if p.message == index and p.is_output], self.tokenizer)
-        return EncodedPieces(
-            np.concatenate([given.ids_T, said.ids_T]),
-            np.concatenate([given.message_T, said.message_T]),
-            np.concatenate([np.zeros(len(given), np.bool_), said.is_output_T]),
-        )
+        pieces = list(self.conversation_pieces(messages[: index + 1], tools))
+        said = [place for place, piece in enumerate(pieces) if piece.message == index and piece.is_output]
+        start, end = said[0], said[-1] + 1
+        encoded = encode_pieces([*pieces[:start], BREAK, *pieces[start:end]], self.tokenizer)
+        is_said = encoded.is_output_T & (encoded.message_T == index)
+        return EncodedPieces(encoded.ids_T, encoded.message_T, is_said)
 
     def parse_response(self, token_ids: Sequence[int]) -> ParsedResponse:
         """Read sampled ids: what stands before the first stop is the answer, what follows it is passed over."""
-        ids = list(token_ids)
-        stops = frozenset(stop for stop in self.stop_sequences() if isinstance(stop, int))
-        end_of_text = self.tokenizer.control_tokens.get(self.tokenizer.eos_token or "")
-        for position, token in enumerate(ids):
-            if token in stops or token == end_of_text:
-                parsed = self.parse_text(self.tokenizer.decode(ids[:position]))
-                clean = Termination.STOP_SEQUENCE if token in stops else Termination.END_OF_TEXT
-                kept = parsed.termination if parsed.termination is Termination.MALFORMED else clean
-                return ParsedResponse(parsed.message, kept, parsed.unparsed_tool_calls)
-        parsed = self.parse_text(self.tokenizer.decode(ids))
-        return ParsedResponse(parsed.message, Termination.MALFORMED, parsed.unparsed_tool_calls)
+        text, termination = self._until_stop(token_ids)
+        parsed = self.parse_text(text)
+        if parsed.termination is Termination.MALFORMED:
+            termination = Termination.MALFORMED
+        return ParsedResponse(parsed.message, termination, parsed.unparsed_tool_calls)
 
     def parse_stream(self, token_ids: Iterable[int]) -> Iterator[str | ParsedResponse]:
-        """Yield the answer's text as ids arrive, never half a character, and the parsed answer at the end."""
+        """Yield the answer as it is written, up to its stop and never half a character; at the end, the answer parsed.
+
+        No id is taken after the one that ends the answer.
+        """
+        stop_texts = [stop for stop in self.stop_sequences() if isinstance(stop, str)]
         seen: list[int] = []
         shown = ""
-        stops = frozenset(stop for stop in self.stop_sequences() if isinstance(stop, int))
         for token in token_ids:
             seen.append(token)
-            if token in stops:
+            text, termination = self._until_stop(seen)
+            if termination is not Termination.MALFORMED:
                 break
-            text = self.tokenizer.decode(seen)
+            text = text[: len(text) - _num_held_back(text, stop_texts)]
             if not text.endswith("\N{REPLACEMENT CHARACTER}") and text.startswith(shown) and text != shown:
                 yield text[len(shown) :]
                 shown = text
+        text, _ = self._until_stop(seen)
+        if text.startswith(shown) and text != shown:
+            yield text[len(shown) :]
         yield self.parse_response(seen)
+
+    def _read(self, messages: Messages, tools: Tools) -> tuple[Message, ...]:
+        """The messages, once it is known that they can be expressed."""
+        read = conversation(messages)
+        for index, message in enumerate(read):
+            for field, value in message.to_dict().items():
+                for text in _texts(value):
+                    refuse_lone_surrogate(text, f"message {index}: {field}")
+        for text in _texts(tools):
+            refuse_lone_surrogate(text, "tools")
+        self.check(read, tools)
+        return read
+
+    def _until_stop(self, token_ids: Sequence[int]) -> tuple[str, Termination]:
+        """The text before the first stop, and how it ended."""
+        ids, stops = list(token_ids), self.stop_sequences()
+        end_of_text = self.tokenizer.control_tokens.get(self.tokenizer.eos_token or "")
+        end = next((place for place, token in enumerate(ids) if token in stops or token == end_of_text), len(ids))
+        text = self.tokenizer.decode(ids[:end])
+        places = [place for stop in stops if isinstance(stop, str) and (place := text.find(stop)) >= 0]
+        if places:
+            return text[: min(places)], Termination.STOP_SEQUENCE
+        if end == len(ids):
+            return text, Termination.MALFORMED
+        return text, Termination.STOP_SEQUENCE if ids[end] in stops else Termination.END_OF_TEXT
 
 
 def trained_messages(messages: Sequence[Message], mode: TrainOnWhat) -> frozenset[int]:
@@ -309,6 +348,24 @@ def refuse_images(name: str, index: int, message: Message) -> None:
     """
     if isinstance(message.content, tuple) and any(isinstance(part, ImagePart) for part in message.content):
         raise RenderError(f"message {index}: content: {name} has no images")
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in a JSON value, keys included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _texts(key)
+            yield from _texts(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item)
+
+
+def _num_held_back(text: str, stop_texts: Sequence[str]) -> int:
+    """How many characters at the end of ``text`` may be the beginning of a stop."""
+    return max((num for stop in stop_texts for num in range(1, len(stop)) if text.endswith(stop[:num])), default=0)
 
 
 def _weights(encoded: EncodedPieces, trained: frozenset[int], mode: TrainOnWhat) -> npt.NDArray[np.float32]:

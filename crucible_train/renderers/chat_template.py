@@ -1,8 +1,8 @@
 """Any Hugging Face chat template, made safe.
 
-The template is run as its model's users run it; the ids are those of its text. What differs is what the text of a message
-may do: an added token's name inside a message is broken by a mark before the template runs, so only the template's own
-markers become control tokens, and the mark is taken out again before the text is encoded.
+The template is run as its model's users run it; the ids are those of its text. What differs is what the text of a
+message may do: an added token's name inside a message is broken by a mark before the template runs, so only the
+template's own markers become control tokens, and the mark is taken out again before the text is encoded.
 
 Which tokens a speaker writes is found by rendering prefixes: what ``messages[:k+1]`` has beyond the prompt for message
 ``k`` is that message's output.
@@ -10,7 +10,9 @@ Which tokens a speaker writes is found by rendering prefixes: what ``messages[:k
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 from crucible_train.errors import ConfigError, RenderError
@@ -61,9 +63,21 @@ class ChatTemplate(Renderer):
         return {key: value for key, value in self._given.items() if value is not None}
 
     def check(self, messages: Sequence[Message], tools: Tools) -> None:
-        """Refuse images, whose markers only a family with an image processor can expand."""
+        """Refuse images, whose markers only a family with an image processor can expand, and tools that would be lost.
+
+        Reasoning may be left out: most templates drop that of earlier turns by design.
+        """
         for index, message in enumerate(messages):
             refuse_images(self.name, index, message)
+        if tools and self._is_same((messages, tools), (messages, None)):
+            raise RenderError(f"this chat template does not write tools, but {len(tools)} are declared")
+        for index, message in enumerate(messages):
+            if message.tool_calls:
+                silent = replace(message, tool_calls=(), content=message.content or "")
+                calling = replace(silent, tool_calls=message.tool_calls)
+                before, after = messages[:index], messages[index + 1 :]
+                if self._is_same(([*before, calling, *after], tools), ([*before, silent, *after], tools)):
+                    raise RenderError(f"message {index}: tool_calls: this chat template does not write them")
 
     @cached_property
     def stop_tokens(self) -> Sequence[str]:  # type: ignore[override]
@@ -81,8 +95,9 @@ class ChatTemplate(Renderer):
         """The template's text, cut at control tokens and at the ends of what each message writes."""
         mark = self._mark(messages, tools)
         marked = [self._break_names(message.to_dict(), mark) for message in messages]
-        whole = self._run(marked, self._break_names(tools, mark), prompt=False)
-        cuts = list(self._outputs(marked, tools, whole))
+        declared = self._break_names(tools, mark)
+        whole = self._run(marked, declared, prompt=False)
+        cuts = list(self._outputs(marked, declared, whole, mark))
         yield from self._pieces(whole, cuts, mark)
 
     def prompt_pieces(self, messages: Sequence[Message], tools: Tools, role: str) -> Iterable[Piece]:
@@ -96,6 +111,12 @@ class ChatTemplate(Renderer):
         mark = self._mark(messages, tools)
         marked = [self._break_names(message.to_dict(), mark) for message in messages]
         yield from self._pieces(self._run(marked, self._break_names(tools, mark), prompt=True), [], mark)
+
+    def _is_same(self, left: tuple[Sequence[Message], Tools], right: tuple[Sequence[Message], Tools]) -> bool:
+        try:
+            return self._render(*left) == self._render(*right)
+        except RenderError:  # one of them is refused, so what differs is looked at
+            return False
 
     def _render(self, messages: Sequence[Message], tools: Tools, prompt_for: str | None = None) -> str:
         return self._run([message.to_dict() for message in messages], tools, prompt=prompt_for is not None)
@@ -112,7 +133,9 @@ class ChatTemplate(Renderer):
         except TemplateFailure as error:
             raise RenderError(f"the chat template refuses this conversation: {error}") from error
 
-    def _outputs(self, marked: Sequence[dict[str, Any]], tools: Any, whole: str) -> Iterator[tuple[int, int, int]]:
+    def _outputs(
+        self, marked: Sequence[dict[str, Any]], tools: Any, whole: str, mark: str
+    ) -> Iterator[tuple[int, int, int]]:
         """For each message whose output stands unchanged in ``whole``: its index and half-open range of characters."""
         begin = 0
         for index, message in enumerate(marked):
@@ -122,14 +145,16 @@ class ChatTemplate(Renderer):
                     start = len(prompt := self._run(marked[:index], tools, prompt=True))
                     matches = until_here.startswith(prompt)
                 else:
-                    text = message["content"].strip() if isinstance(message["content"], str) else ""
-                    start = until_here.find(text, begin)
-                    matches = bool(text) and start >= 0
+                    # No prompt leads to what others write, so a sign that stands nowhere else shows where it begins.
+                    signed = [*marked[:index], message | {"content": mark * 2}]
+                    header, sign, closing = self._run(signed, tools, prompt=False).partition(mark * 2)
+                    start = len(header)
+                    matches = bool(sign) and until_here.startswith(header) and until_here.endswith(closing)
             except RenderError:  # the template needs a whole conversation; this message alone cannot be placed
                 continue
             closings = list(self._controls.finditer(until_here, start)) if matches else []
             end = closings[-1].end() if closings else len(until_here)
-            if matches and whole.startswith(until_here[:end]):
+            if matches and start >= begin and whole.startswith(until_here[:end]):
                 yield index, start, end
                 begin = end
 
@@ -138,7 +163,7 @@ class ChatTemplate(Renderer):
         cuts = sorted({0, len(text), *(start for _, start, _ in outputs), *(end for _, _, end in outputs)})
         owners = {start: (index, end) for index, start, end in outputs}
         owner, owner_end = NO_MESSAGE, 0
-        for start, end in zip(cuts, cuts[1:], strict=False):
+        for start, end in pairwise(cuts):
             if start in owners:
                 owner, owner_end = owners[start]
             is_output = start < owner_end

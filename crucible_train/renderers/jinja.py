@@ -40,16 +40,20 @@ def compile_template(source: str, now: str | None) -> Callable[..., str]:
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = lambda form: (frozen or datetime.now()).strftime(form)
+    if not isinstance(source, str):
+        raise ConfigError(f"chat template: must be text, not {type(source).__name__}")
     try:
         template = environment.from_string(source)
     except jinja2.TemplateSyntaxError as error:
         raise ConfigError(f"chat template, line {error.lineno}: {error.message}") from error
+    except RecursionError as error:
+        raise ConfigError("chat template: nested too deeply") from error
 
     def render(**values: Any) -> str:
         try:
             return template.render(**values)
-        except (jinja2.TemplateError, TypeError, ValueError, AttributeError, KeyError, IndexError) as error:
-            raise TemplateFailure(str(error)) from error
+        except Exception as error:  # a template is a program: it can fail in every way a program can
+            raise TemplateFailure(str(error) or type(error).__name__) from error
 
     return render
 
@@ -71,7 +75,7 @@ def _raise_exception(message: str) -> NoReturn:
 class _Generation(jinja2.ext.Extension):
     """``{% generation %} ... {% endgeneration %}``: renders what it encloses."""
 
-    tags = frozenset({"generation"})
+    tags: set[str] = {"generation"}  # noqa: RUF012  # as the base class declares it
 
     def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
         next(parser.stream)

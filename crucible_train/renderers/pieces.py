@@ -84,7 +84,7 @@ def encode_pieces(pieces: Iterable[Piece], tokenizer: Tokenizer) -> EncodedPiece
     merged: set[int] = set()
     for run in runs:
         if run[0].kind is Kind.CONTROL:
-            ids.append(_control_id(run[0].text, tokenizer))
+            ids.append(control_id(run[0].text, tokenizer))
             messages.append(run[0].message)
             is_output.append(run[0].is_output)
             continue
@@ -136,7 +136,12 @@ def _runs(pieces: Iterable[Piece]) -> list[list[Piece]]:
     return runs
 
 
-def _control_id(name: str, tokenizer: Tokenizer) -> int:
+def control_id(name: str, tokenizer: Tokenizer) -> int:
+    """The id of a control token.
+
+    Raises:
+        ModelError: the tokenizer lacks it.
+    """
     try:
         return tokenizer.control_tokens[name]
     except KeyError:

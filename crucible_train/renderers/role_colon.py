@@ -55,10 +55,8 @@ class RoleColon(Renderer):
 
     def parse_response(self, token_ids: Sequence[int]) -> ParsedResponse:
         """Cut at the stop text or at the end of text, whichever comes first."""
-        ids = list(token_ids)
-        end_of_text = self.tokenizer.control_tokens.get(self.tokenizer.eos_token or "")
-        ended = end_of_text in ids
-        text = self.tokenizer.decode(ids[: ids.index(end_of_text)] if ended else ids)
-        answer, stop, _ = text.partition(STOP)
-        termination = Termination.STOP_SEQUENCE if stop else Termination.END_OF_TEXT if ended else Termination.MALFORMED
-        return ParsedResponse(Message("assistant", answer.removeprefix(" ").removesuffix("\n\n")), termination)
+        text, termination = self._until_stop(token_ids)
+        answer = text.removeprefix(" ")
+        if termination is not Termination.STOP_SEQUENCE:  # the blank line that opens the stop may stand without it
+            answer = answer.removesuffix("\n\n")
+        return ParsedResponse(Message("assistant", answer), termination)

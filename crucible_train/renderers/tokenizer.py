@@ -8,6 +8,7 @@ name only.
 import json
 import lzma
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -16,7 +17,7 @@ from weakref import WeakKeyDictionary
 from tokenizers import Tokenizer as RustTokenizer
 
 from crucible_train import files
-from crucible_train.errors import ModelError
+from crucible_train.errors import ModelError, RenderError
 from crucible_train.ports import Encoded, Tokenizer
 
 DEFINITION_FILE = "tokenizer.json"
@@ -77,10 +78,10 @@ class FastTokenizer:
         """The digest of the definition."""
         return files.sha256_json([self.definition, self.chat_template, self.bos_token, self.eos_token])
 
-    @property
+    @cached_property
     def vocab_size(self) -> int:
         """One more than the highest id."""
-        return self._decoder.get_vocab_size(with_added_tokens=True)
+        return 1 + max(self._decoder.get_vocab(with_added_tokens=True).values(), default=-1)
 
     @property
     def control_tokens(self) -> Mapping[str, int]:
@@ -112,8 +113,17 @@ class FastTokenizer:
         return self.encode_batch([text])[0].ids
 
     def encode_batch(self, texts: Sequence[str]) -> Sequence[Encoded]:
-        """The ids of ordinary texts, encoded together on all cores, with the characters each came from."""
-        encodings = self._plain.encode_batch(texts, add_special_tokens=False)
+        """The ids of ordinary texts, encoded together on all cores, with the characters each came from.
+
+        Raises:
+            RenderError: a text holds half of a surrogate pair.
+        """
+        try:
+            encodings = self._plain.encode_batch(texts, add_special_tokens=False)
+        except TypeError:  # the Rust library's only word for a text that is not Unicode
+            for text in texts:
+                refuse_lone_surrogate(text, "text")
+            raise
         return [
             Encoded(found.ids, found.offsets)
             if self._control_ids.isdisjoint(found.ids)
@@ -141,7 +151,20 @@ class FastTokenizer:
         )
 
 
-_wrapped: WeakKeyDictionary[Any, tuple[int, FastTokenizer]] = WeakKeyDictionary()
+def refuse_lone_surrogate(text: str, where: str) -> None:
+    """Refuse a text with half of a surrogate pair, as a JSON file can hold: it is no character and has no bytes.
+
+    Raises:
+        RenderError: it has one; the text begins with ``where``.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = f"character {error.start + 1} is {text[error.start]!a}, half of a surrogate pair"
+        raise RenderError(f"{where}: {half}, which cannot be encoded") from error
+
+
+_wrapped: WeakKeyDictionary[Any, tuple[Any, FastTokenizer]] = WeakKeyDictionary()
 
 
 def as_tokenizer(tokenizer: Any) -> Tokenizer:
@@ -155,20 +178,18 @@ def as_tokenizer(tokenizer: Any) -> Tokenizer:
     backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
     if not isinstance(backend, RustTokenizer):
         raise ModelError(f"a fast tokenizer is needed, not {type(tokenizer).__name__}")
-    size = backend.get_vocab_size(with_added_tokens=True)
+    config = {key: getattr(tokenizer, key, None) for key in ("bos_token", "eos_token", "chat_template")}
+    state = (backend.get_vocab_size(with_added_tokens=True), config)  # what users change on a tokenizer they hold
     try:
-        known_size, known = _wrapped[tokenizer]
-        if known_size == size:
+        known_state, known = _wrapped[tokenizer]
+        if known_state == state:
             return known
     except (KeyError, TypeError):  # not seen before, or an object without weak references
         pass
-    config = {key: getattr(tokenizer, key, None) for key in ("bos_token", "eos_token", "chat_template")}
     name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
     wrapped = FastTokenizer(json.loads(backend.to_str()), config, name)
-    try:
-        _wrapped[tokenizer] = (size, wrapped)
-    except TypeError:
-        pass
+    with suppress(TypeError):
+        _wrapped[tokenizer] = (state, wrapped)
     return wrapped
 
 
@@ -176,10 +197,10 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     packed = path.with_name(path.name + ".xz")
     try:
         if path.is_file():
-            return json.loads(path.read_text(encoding="utf-8"))
+            return dict(json.loads(path.read_text(encoding="utf-8")))
         if packed.is_file():
-            return json.loads(lzma.decompress(packed.read_bytes()).decode())
-    except (ValueError, lzma.LZMAError) as error:
+            return dict(json.loads(lzma.decompress(packed.read_bytes()).decode()))
+    except (TypeError, ValueError, lzma.LZMAError) as error:  # TypeError: JSON, but not an object
         raise ModelError(f"{path}: not readable as JSON: {error}") from error
     return None
 

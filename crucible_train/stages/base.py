@@ -1,22 +1,26 @@
 """What a stage is, and how it is run only when it must be.
 
-A stage's output is named by all that decides it: the stage and its version, the fields of the configuration that it reads,
-the digests of its inputs, the code that makes the output and the libraries that compute it. A stage cannot read a field
-that is not part of its name: it is given a configuration in which all others have their defaults.
+A stage's output is named by all that decides it: the stage and its version, the fields of the configuration that it
+reads, the digests of its inputs, the code that makes the output and the libraries that compute it. A stage cannot read
+a field that is not part of its name: it is given a configuration in which all others have their defaults.
 """
 
+import asyncio
 import shutil
+import threading
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import Future
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar, cast
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 import crucible_train
 from crucible_train import files, terminal, wiring
@@ -26,9 +30,11 @@ from crucible_train.errors import ArtifactError
 from crucible_train.ports import BlobStore
 from crucible_train.types import ArtifactRef
 
+T = TypeVar("T")
 ConfigT = TypeVar("ConfigT", bound=Section)
 EXTERNAL = "external"
 """The kind of an artifact that lies where the user keeps it, such as a model folder: it is never copied."""
+_LOOK_EVERY_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,18 +117,17 @@ async def resolve(stage: Stage[Any], inputs: Mapping[str, ArtifactRef], cache_di
     """
     store = wiring.blob_store(cache_dir)
     manifest = f"{stage.name}/{stage.key(inputs)}"
-    with FileLock(_lock_path(manifest)):
+    async with _alone(manifest):
         found = _lookup(store, manifest)
         if found is not None:
             return Outcome(found, is_cached=True)
-        folder = wiring.local_cache() / "work" / f"{stage.name}-{uuid.uuid4().hex}"
-        folder.mkdir(parents=True)
+        folder = _work_folder(manifest)
         started = time.monotonic()
         try:
             await stage.run({name: open_artifact(store, ref) for name, ref in inputs.items()}, folder)
             made = store.put(folder, stage.name)
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(folder.parent, ignore_errors=True)
         record = {
             "artifact": made.model_dump(),
             "identity": stage.identity(inputs),
@@ -140,6 +145,25 @@ def peek(stage: Stage[Any], inputs: Mapping[str, ArtifactRef], cache_dir: str) -
     return _lookup(wiring.blob_store(cache_dir), f"{stage.name}/{stage.key(inputs)}")
 
 
+async def in_thread(function: Callable[..., T], *args: Any) -> T:
+    """Run work that blocks in a thread of its own: a request to stop need not wait for its end.
+
+    Cancelled, the work is left behind. It ends with the process at the latest, and what it still writes lies in a
+    folder that nobody reads and the stage's next run removes.
+    """
+    future: Future[T] = Future()
+    future.set_running_or_notify_cancel()
+
+    def work() -> None:
+        try:
+            future.set_result(function(*args))
+        except BaseException as error:  # noqa: BLE001 - whoever awaits it gets it
+            future.set_exception(error)
+
+    threading.Thread(target=work, name=f"crucible-{function.__name__}", daemon=True).start()
+    return await asyncio.wrap_future(future)
+
+
 def open_artifact(store: BlobStore, ref: ArtifactRef) -> Path:
     """The local path of an artifact, verified; one that lies where the user keeps it is taken as it is."""
     return Path(ref.uri) if ref.kind == EXTERNAL else store.fetch(ref)
@@ -147,7 +171,7 @@ def open_artifact(store: BlobStore, ref: ArtifactRef) -> Path:
 
 def restricted(config: ConfigT, paths: tuple[str, ...]) -> ConfigT:
     """The configuration with every field that is not under ``paths`` reset to its default."""
-    return _restricted(config, "", paths)
+    return cast("ConfigT", _restricted(config, "", paths))
 
 
 @cache
@@ -162,11 +186,10 @@ def source_digest(packages: tuple[str, ...]) -> str:
 
 
 def _lookup(store: BlobStore, manifest: str) -> ArtifactRef | None:
-    record = store.read_manifest(manifest)
-    if record is None:
-        store.delete_manifest(manifest)  # one that cannot be read must not be in the way of a new one
-        return None
     try:
+        record = store.read_manifest(manifest)
+        if record is None:
+            return None
         ref = ArtifactRef.model_validate(record["artifact"])
         store.fetch(ref)
     except (ArtifactError, KeyError, ValueError) as error:
@@ -176,10 +199,35 @@ def _lookup(store: BlobStore, manifest: str) -> ArtifactRef | None:
     return ref
 
 
-def _lock_path(manifest: str) -> Path:
+@asynccontextmanager
+async def _alone(manifest: str) -> AsyncIterator[None]:
+    """Hold the lock of a manifest on this machine. Waiting for it can be cancelled."""
     path = wiring.local_cache() / "locks" / f"{manifest.replace('/', '-')}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
-    return path
+    lock = FileLock(path)
+    is_told = False
+    while True:
+        try:
+            lock.acquire(blocking=False)
+            break
+        except Timeout:
+            if not is_told:
+                terminal.field("waits", f"another process is at the same work ({manifest.partition('/')[0]})")
+                is_told = True
+            await asyncio.sleep(_LOOK_EVERY_S)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _work_folder(manifest: str) -> Path:
+    """A new empty folder. What a killed process left of the same work goes; the lock says that it is nobody's."""
+    place = wiring.local_cache() / "work" / manifest.replace("/", "-")
+    shutil.rmtree(place, ignore_errors=True)
+    folder = place / uuid.uuid4().hex
+    folder.mkdir(parents=True)
+    return folder
 
 
 def _restricted(config: Any, prefix: str, paths: tuple[str, ...]) -> Any:

@@ -1,24 +1,22 @@
 """Measuring a model on the held-out part: how well it predicts it, and what it answers."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from crucible_train import files, terminal, wiring
-from crucible_train.data.batching import split
 from crucible_train.data.preparation import CONVERSATIONS, HELD_OUT
 from crucible_train.data.rendering import VALIDATION
-from crucible_train.data.tables import Dialogues, Examples
+from crucible_train.data.tables import Dialogues, Example, Examples
 from crucible_train.evaluation.answers import Answer, Question, answer, answer_metrics, questions
 from crucible_train.evaluation.nll import ExampleNll, measure_nll, nll_metrics
 from crucible_train.evaluation.scorers import choose_scorers
 from crucible_train.ports import TrainingClient
 from crucible_train.recipes.sft import SFTConfig
-from crucible_train.stages.base import Stage
+from crucible_train.renderers import get_renderer
+from crucible_train.stages.base import Stage, in_thread
 from crucible_train.stages.render import renderer_spec
 from crucible_train.stages.train import ADAPTER, MODEL, hardware_identity
 from crucible_train.types import ArtifactRef, Hardware
@@ -63,38 +61,41 @@ class Evaluate(Stage[SFTConfig]):
         config = self.config
         trained = inputs.get("trained")
         full = trained is not None and (trained / MODEL).is_dir()
-        client = wiring.training_client(
-            trained / MODEL if trained is not None and full else inputs["model"],
-            config.peft,
-            config.engine,
-            self._hardware,
-            folder / "unused",
-            name=config.model,
-            seed=config.seed,
-            adapter=trained / ADAPTER if trained is not None and not full else None,
-        )
+
+        def load() -> TrainingClient:
+            return wiring.training_client(
+                trained / MODEL if trained is not None and full else inputs["model"],
+                config.peft,
+                config.engine,
+                self._hardware,
+                folder / "unused",
+                name=config.model,
+                seed=config.seed,
+                adapter=trained / ADAPTER if trained is not None and not full else None,
+            )
+
+        client = await in_thread(load)
         try:
             await _measure(client, config, inputs, folder)
         finally:
             await client.close()
 
 
-def held_out_questions(config: SFTConfig, conversations: Path) -> list[Question]:
-    """The held-out prompts that are answered."""
-    if isinstance(config.data.eval_split, str):
-        dialogues = Dialogues(conversations / HELD_OUT)
-        rows = np.arange(len(dialogues))
-    else:
-        dialogues = Dialogues(conversations / CONVERSATIONS)
-        _, rows = split(len(dialogues), config.data.eval_split, config.seed)
-    return questions(dialogues, rows.tolist(), config.eval.num_samples)
+def held_out_questions(config: SFTConfig, conversations: Path, held_out: Sequence[Example]) -> list[Question]:
+    """The prompts of the first held-out examples: rows that were set aside are not asked."""
+    has_own_source = isinstance(config.data.eval_split, str)
+    dialogues = Dialogues(conversations / (HELD_OUT if has_own_source else CONVERSATIONS))
+    rows = dict.fromkeys(example.row for example in held_out)
+    return questions(dialogues, list(rows), config.eval.num_samples)
 
 
 async def _measure(client: TrainingClient, config: SFTConfig, inputs: Mapping[str, Path], folder: Path) -> None:
-    found = await measure_nll(client, list(Examples(inputs["rendered"] / VALIDATION)))
-    asked = held_out_questions(config, inputs["conversations"])
+    held_out = list(Examples(inputs["rendered"] / VALIDATION))
+    found = await measure_nll(client, held_out)
+    asked = held_out_questions(config, inputs["conversations"], held_out)
     scorers = choose_scorers(config.eval.scorers, [question.reference for question in asked])
-    renderer = renderer_spec(config, inputs["model"]).make()
+    spec = renderer_spec(config, inputs["model"], client.tokenizer())
+    renderer = get_renderer(spec.name, client.tokenizer(), **spec.options)
     answers = await answer(client.sampling_client(), renderer, asked, scorers, config.eval, config.seed)
     files.write_text(folder / RESULTS, "".join(json.dumps(row) + "\n" for row in _results(found, asked, answers)))
     metrics = (nll_metrics(found) if found else {}) | answer_metrics(answers)

@@ -90,17 +90,19 @@ def report(run_dir: Path, package: Path, *, is_new: bool) -> None:
 
 def _publish(config: SFTConfig, facts: RunFacts, inputs: Mapping[str, Path], folder: Path) -> None:
     shutil.copytree(inputs["trained"] / (ADAPTER if config.peft.use_peft else MODEL), folder)
-    FastTokenizer.from_folder(inputs["model"]).to_folder(folder)
-    spec = renderer_spec(config, inputs["model"])
+    tokenizer = FastTokenizer.from_folder(inputs["model"])
+    tokenizer.to_folder(folder)
+    spec = renderer_spec(config, inputs["model"], tokenizer)
     files.write_json(folder / "renderer.json", {"name": spec.name, "options": dict(spec.options)})
     files.write_text(folder / "README.md", model_card(facts))
 
 
 def _write_evaluation(facts: RunFacts, inputs: Mapping[str, Path], folder: Path) -> None:
-    lines = []
-    for side in ("before", "after"):
-        for line in (inputs[side] / "results.jsonl").read_text(encoding="utf-8").splitlines():
-            lines.append(json.dumps({"model": side, **json.loads(line)}) + "\n")
+    lines = [
+        json.dumps({"model": side, **json.loads(line)}) + "\n"
+        for side in ("before", "after")
+        for line in (inputs[side] / "results.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     files.write_text(folder / "results.jsonl", "".join(lines))
     sides = {side: files.read_json(inputs[side] / "summary.json") for side in ("before", "after")}
     files.write_json(

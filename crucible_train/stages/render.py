@@ -1,14 +1,17 @@
 """From conversations to tokens and weights."""
 
+import signal
 from collections.abc import Mapping
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
 from crucible_train import terminal
 from crucible_train.data.rendering import RendererSpec, render
+from crucible_train.ports import Tokenizer
 from crucible_train.recipes.sft import SFTConfig
 from crucible_train.renderers import FastTokenizer, renderer_name
-from crucible_train.stages.base import Stage
+from crucible_train.stages.base import Stage, in_thread
 
 
 class Render(Stage[SFTConfig]):
@@ -32,13 +35,20 @@ class Render(Stage[SFTConfig]):
     async def run(self, inputs: Mapping[str, Path], folder: Path) -> None:
         """Render with the model's own format or the one that is asked for."""
         spec = renderer_spec(self.config, inputs["model"])
-        render(inputs["conversations"], spec, self.config.data, self.config.seed, folder)
+        await in_thread(self._render, inputs["conversations"], spec, folder)
+
+    def _render(self, conversations: Path, spec: RendererSpec, folder: Path) -> None:
+        """Render. Processes started here inherit the thread's signal mask: Ctrl-C is the command's to answer."""
+        if hasattr(signal, "pthread_sigmask"):
+            resource_tracker.ensure_running()  # its start, with the first process, would let the signal through again
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        render(conversations, spec, self.config.data, self.config.seed, folder)
 
 
-def renderer_spec(config: SFTConfig, model_dir: Path) -> RendererSpec:
-    """Which renderer a configuration means for a model."""
+def renderer_spec(config: SFTConfig, model_dir: Path, tokenizer: Tokenizer | None = None) -> RendererSpec:
+    """Which renderer a configuration means for a model; ``tokenizer`` is the model's, where it is loaded already."""
     wanted = config.model if config.data.renderer == "auto" else config.data.renderer
-    name = renderer_name(wanted, FastTokenizer.from_folder(model_dir))
+    name = renderer_name(wanted, tokenizer or FastTokenizer.from_folder(model_dir))
     return RendererSpec(name, config.data.renderer_options, model_dir)
 
 
@@ -47,7 +57,8 @@ def report(summary: Mapping[str, Any], *, is_cached: bool) -> None:
     train, held_out = summary["train"], summary["validation"]
     bad = f"; {summary['num_bad_rows']} bad rows" if summary["num_bad_rows"] else ""
     line = (
-        f"{train['num_examples']:,} examples to train and {held_out['num_examples']:,} held out, by {summary['renderer']}; "
-        f"{train['num_tokens']:,} tokens, {train['num_trained_tokens']:,} trained, longest {train['max_tokens']:,}{bad}"
+        f"{train['num_examples']:,} examples to train and {held_out['num_examples']:,} held out, "
+        f"by {summary['renderer']}; {train['num_tokens']:,} tokens, {train['num_trained_tokens']:,} trained, "
+        f"longest {train['max_tokens']:,}{bad}"
     )
     terminal.field("rendered", line + (" [cached]" if is_cached else ""))

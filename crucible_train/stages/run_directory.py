@@ -28,6 +28,11 @@ def run_id(config: SFTConfig, key: str) -> str:
     return f"{safe}-{key[:8]}"
 
 
+def place(config: SFTConfig, run_id: str) -> Path:
+    """The folder of a run."""
+    return Path(config.output_dir).expanduser() / run_id
+
+
 def begin(run_dir: Path, config: SFTConfig) -> None:
     """Write the configuration of a run, unless it stands there already."""
     _write_if_changed(run_dir / CONFIG, redacted(config))

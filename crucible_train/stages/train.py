@@ -13,8 +13,8 @@ from crucible_train.data.tables import Examples
 from crucible_train.evaluation.nll import measure_nll, nll_metrics
 from crucible_train.loop.run import TrainingRun
 from crucible_train.metrics_file import METRICS_FILE, TIMINGS_FILE
-from crucible_train.ports import MetricsLogger, RunInfo, RunStatus, TrainingClient
-from crucible_train.recipes.sft import SFTConfig, SFTResult, plan_of, train
+from crucible_train.ports import MetricsLogger, ModelInfo, RunInfo, RunStatus, TrainingClient
+from crucible_train.recipes.sft import SFTConfig, SFTResult, peak_rate, plan_of, train
 from crucible_train.renderers import FastTokenizer
 from crucible_train.stages.base import Stage
 from crucible_train.types import ArtifactRef, Hardware
@@ -92,11 +92,12 @@ class Train(Stage[SFTConfig]):
         examples, held_out = Examples(inputs["rendered"] / TRAIN), list(Examples(inputs["rendered"] / VALIDATION))
         run = TrainingRun(self._run_dir, client, logger, config.checkpoint, _report)
         num_steps = plan_of(config, len(examples)).num_steps
+        _describe(config, client.model_info(), num_steps)
         logger.start(RunInfo(self._run_dir.name, self._run_dir, redacted(self._whole_config), num_steps, 0))
         base = files.read_json(inputs["before"] / "summary.json") if "before" in inputs else None
         first = {k: v for k, v in base["metrics"].items() if k in _NLL_METRICS} if base else {}
 
-        async def evaluate(step: int) -> Mapping[str, float]:
+        async def evaluate(_step: int) -> Mapping[str, float]:
             return nll_metrics(await measure_nll(client, held_out)) if held_out else {}
 
         status: RunStatus = "failed"
@@ -127,6 +128,17 @@ def hardware_identity(hardware: Hardware) -> dict[str, Any]:
 
 
 _NLL_METRICS = ("eval/nll", "eval/perplexity", "eval/bits_per_byte")
+
+
+def _describe(config: SFTConfig, model: ModelInfo, num_steps: int) -> None:
+    """Say what is about to be trained, and how far."""
+    method = f"LoRA of rank {config.peft.lora_r}" if config.peft.use_peft else "all weights"
+    batch = config.train.per_device_train_batch_size * config.train.gradient_accumulation_steps
+    terminal.field(
+        "train",
+        f"{method}: {model.num_trainable_params / 1e6:,.1f} of {model.num_params / 1e6:,.1f} million weights; "
+        f"{num_steps} steps of {batch}, peak rate {peak_rate(config, model.hidden_size):g}",
+    )
 
 
 def _report(line: str) -> None:

@@ -2,6 +2,7 @@
 
 from crucible_train.types.artifact import ArtifactRef
 from crucible_train.types.datum import Datum, TensorData, TokensWithLogprobs
+from crucible_train.types.estimate import Estimate
 from crucible_train.types.hardware import Hardware
 from crucible_train.types.loss import AdamParams, CrossEntropy, CustomLoss, Loss
 from crucible_train.types.messages import (
@@ -24,6 +25,7 @@ __all__ = [
     "CustomLoss",
     "Datum",
     "EncodedTextChunk",
+    "Estimate",
     "Hardware",
     "ImageChunk",
     "ImagePart",

@@ -52,7 +52,7 @@ class TensorData:
 
     def tolist(self) -> list[float]:
         """The values in their shape, as nested lists."""
-        return self.to_numpy().tolist()
+        return list(self.to_numpy().tolist())
 
     def __eq__(self, other: object) -> bool:
         """Equal when dtype, shape and values are."""

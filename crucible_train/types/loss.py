@@ -1,6 +1,6 @@
 """Losses as values. The backend maps each to a function; every loss is a sum over tokens."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ class CustomLoss:
     ``loss_fn_inputs`` as tensors; it returns the loss to minimise, a sum over tokens, and metrics to report.
     """
 
-    function: Callable[[list[Any], list[Mapping[str, Any]]], tuple[Any, Mapping[str, float]]]
+    function: Callable[[Sequence[Any], Sequence[Mapping[str, Any]]], tuple[Any, Mapping[str, float]]]
 
 
 Loss = CrossEntropy | CustomLoss

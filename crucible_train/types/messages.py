@@ -1,7 +1,7 @@
 """What a conversation is made of.
 
-Plain OpenAI-style dictionaries are accepted wherever messages are: ``Message.of`` reads ``role``, ``content`` (text or a
-list of parts), ``reasoning_content`` (thinking), ``tool_calls``, ``tool_call_id``, ``name`` and ``trainable``.
+Plain OpenAI-style dictionaries are accepted wherever messages are: ``Message.of`` reads ``role``, ``content`` (text
+or a list of parts), ``reasoning_content`` (thinking), ``tool_calls``, ``tool_call_id``, ``name`` and ``trainable``.
 """
 
 import json

@@ -113,4 +113,4 @@ class ModelInput:
 
     def to_ints(self) -> list[int]:
         """The ids as a list."""
-        return self.to_array().tolist()
+        return [int(token) for token in self.to_array()]

@@ -66,9 +66,10 @@ class ConsoleLogger:
         every = max(1, -(-self._num_steps // _NUM_PLAIN_LINES))
         if step % every == 0 or step == self._num_steps:
             left = (time.monotonic() - self._started) / max(1, step - self._first_step) * (self._num_steps - step)
+            rate = f"  lr {metrics['optim/learning_rate']:.2e}" if "optim/learning_rate" in metrics else ""
             terminal.say(
-                f"  step {step:>{len(str(self._num_steps))}}/{self._num_steps}  loss {loss}  "
-                f"lr {metrics['optim/learning_rate']:.2e}  {speed} tokens/s  {duration(left)} left"
+                f"  step {step:>{len(str(self._num_steps))}}/{self._num_steps}  loss {loss}{rate}  "
+                f"{speed} tokens/s  {duration(left)} left"
             )
 
     def _show_evaluation(self, metrics: Mapping[str, float], step: int) -> None:

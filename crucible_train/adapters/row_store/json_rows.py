@@ -1,13 +1,15 @@
 """JSON and JSON Lines, read strictly: every line is a row or a problem with its place; none is passed over."""
 
 import json
+import re
 from collections.abc import Iterator
-from typing import IO
+from typing import IO, Any
 
 from crucible_train.ports import SourceRow
 
 _SNIPPET_CHARACTERS = 40
 _BOM = b"\xef\xbb\xbf"
+_HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def json_lines(file: IO[bytes], name: str) -> Iterator[SourceRow]:
@@ -19,8 +21,10 @@ def json_lines(file: IO[bytes], name: str) -> Iterator[SourceRow]:
 
 
 def json_document(file: IO[bytes], name: str) -> Iterator[SourceRow]:
-    """A list of rows, an object that holds one such list, or, whatever the file is called, JSON Lines."""
+    """A list of rows, an object that holds one such list, one row, or, whatever the file is called, JSON Lines."""
     data = file.read().removeprefix(_BOM)
+    if not data.strip():
+        return
     try:
         text = data.decode()
         value = json.loads(text)
@@ -36,46 +40,52 @@ def json_document(file: IO[bytes], name: str) -> Iterator[SourceRow]:
         else:
             yield _broken(f"{name}:{error.lineno}:{error.colno}", text, error)
         return
+    except (ValueError, RecursionError) as error:
+        yield SourceRow(f"{name}:1", None, _unusable(error))
+        return
     if isinstance(value, dict):
-        lists = [key for key, entry in value.items() if isinstance(entry, list)]
-        if len(lists) != 1:
-            yield (
-                SourceRow(f"{name}:1", value)
-                if lists == []
-                else SourceRow(
-                    f"{name}:1",
-                    None,
-                    f"the object holds several lists ({', '.join(lists)}); one list of rows is needed",
-                )
-            )
+        lists = [entry for entry in value.values() if isinstance(entry, list)]
+        if len(lists) != 1 or _is_conversation(lists[0]):
+            yield _checked(f"{name}:1", value, text)
             return
-        value = value[lists[0]]
+        value = lists[0]
     if not isinstance(value, list):
         yield SourceRow(f"{name}:1", None, f"a list of rows is needed, not {_kind(value)}")
         return
     for number, row in enumerate(value, start=1):
-        where = f"{name} row {number}"
-        yield (
-            SourceRow(where, row)
-            if isinstance(row, dict)
-            else SourceRow(where, None, f"a row must be an object, not {_kind(row)}")
-        )
+        yield _checked(f"{name} row {number}", row, text)
 
 
 def _row(line: bytes, name: str, number: int) -> SourceRow:
+    where = f"{name}:{number}"
     try:
         text = line.decode().rstrip("\r\n")
-    except UnicodeDecodeError as error:
-        return _not_utf8(f"{name}:{number}:{error.start + 1}", line, error)
-    try:
         value = json.loads(text)
+    except UnicodeDecodeError as error:
+        return _not_utf8(f"{where}:{error.start + 1}", line, error)
     except json.JSONDecodeError as error:
-        return _broken(f"{name}:{number}:{error.colno}", text, error)
-    except RecursionError:
-        return SourceRow(f"{name}:{number}", None, "nested too deeply")
+        return _broken(f"{where}:{error.colno}", text, error)
+    except (ValueError, RecursionError) as error:
+        return SourceRow(where, None, _unusable(error))
+    return _checked(where, value, text)
+
+
+def _checked(where: str, value: Any, text: str) -> SourceRow:
+    """The row, if it is an object whose every text can be written as UTF-8; ``text`` is what it was read from."""
     if not isinstance(value, dict):
-        return SourceRow(f"{name}:{number}", None, f"a row must be an object, not {_kind(value)}")
-    return SourceRow(f"{name}:{number}", value)
+        return SourceRow(where, None, f"a row must be an object, not {_kind(value)}")
+    if _HALF_CHARACTER.search(text):
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            half = ascii(error.object[error.start])[1:-1]
+            return SourceRow(where, None, f"{half} is half of a surrogate pair, and the other half is missing")
+    return SourceRow(where, value)
+
+
+def _unusable(error: Exception) -> str:
+    """Why correct JSON cannot be read."""
+    return "nested too deeply" if isinstance(error, RecursionError) else "a number has too many digits"
 
 
 def _broken(where: str, text: str, error: json.JSONDecodeError) -> SourceRow:
@@ -93,8 +103,13 @@ def _not_utf8(where: str, data: bytes, error: UnicodeDecodeError) -> SourceRow:
 def _is_object(line: bytes) -> bool:
     try:
         return isinstance(json.loads(line), dict)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
+
+
+def _is_conversation(entries: list[Any]) -> bool:
+    """Whether a list holds messages, not rows."""
+    return all(isinstance(entry, dict) and ("role" in entry or "from" in entry) for entry in entries)
 
 
 def _kind(value: object) -> str:

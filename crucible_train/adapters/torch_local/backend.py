@@ -47,7 +47,7 @@ from crucible_train.types import (
 
 T = TypeVar("T")
 STATE_KIND = "state"
-DEFAULT_MICRO_BATCH_TOKENS = {"cpu": 1024, "cuda": 16384}
+DEFAULT_MICRO_BATCH_TOKENS = {"cpu": 512, "cuda": 16384}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ class LocalBackend:
 
     def __init__(
         self,
-        model_dir: Path,
+        model: Path | Callable[[], EngineModel],
         tokenizer: Tokenizer,
         settings: EngineSettings,
         lora: Lora | None,
@@ -81,7 +81,7 @@ class LocalBackend:
         """Load the model.
 
         Args:
-            model_dir: a transformers model folder.
+            model: a transformers model folder, or what makes the model, in the engine's thread.
             tokenizer: its tokenizer.
             settings: how to compute.
             lora: the adapter to train; None trains all weights.
@@ -93,7 +93,7 @@ class LocalBackend:
         """
         self._settings = settings
         self._tokenizer = tokenizer
-        self._name = name or str(model_dir)
+        self._name = name or (str(model) if isinstance(model, Path) else "")
         self._lora = lora
         share_one_heap()
         self._engine = Worker("crucible-engine")
@@ -103,12 +103,12 @@ class LocalBackend:
         self._num_backwards = 0
         # The engine's thread loads, too: a second thread that computes would get processor threads of its own, and
         # with more of them than cores each waits for the others to be woken.
-        self._model: EngineModel = self._engine.submit(self._load, model_dir, adapter).result()
+        self._model: EngineModel = self._engine.submit(self._load, model, adapter).result()
         self._training = TrainingMode(self._model.causal, settings.seed, recompute=settings.activation_checkpointing)
         self._parameters = trainable(self._model.causal)
         self._optimizer = _adamw([parameter for _, parameter in self._parameters])
 
-    # The training port -------------------------------------------------------------------------------------------------
+    # The training port -----------------------------------------------------------------------------------------------
 
     async def forward_backward(self, datums: Sequence[Datum], loss: Loss) -> StepOutput:
         """Add the gradient of ``loss`` over ``datums`` to what has been gathered."""
@@ -127,7 +127,7 @@ class LocalBackend:
     ) -> ArtifactRef:
         """Store weights, optimizer and ``attachments`` as one whole under ``name``."""
         optimizer = self._optimizer if with_optimizer else None
-        snapshot = await self._compute(take_snapshot, self._model, self._parameters, optimizer)
+        snapshot = await self._compute(take_snapshot, self._model, self._parameters, optimizer, self._name)
         folder = self._settings.state_dir / name
 
         def fill(temporary: Path) -> None:
@@ -166,6 +166,11 @@ class LocalBackend:
             num_threads=hardware.num_threads,
         )
 
+    def frozen_bytes(self) -> int:
+        """The memory of weights that are not trained."""
+        frozen = (p for p in self._model.causal.parameters() if not p.requires_grad)
+        return sum(p.numel() * p.element_size() for p in frozen)
+
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer."""
         return self._tokenizer
@@ -178,7 +183,7 @@ class LocalBackend:
         self._parameters = []
         del self._model
 
-    # The sampling port -------------------------------------------------------------------------------------------------
+    # The sampling port -----------------------------------------------------------------------------------------------
 
     async def sample(
         self, prompt: ModelInput, num_samples: int, params: SamplingParams
@@ -197,13 +202,15 @@ class LocalBackend:
         """The log-probability of each token given those before it; None for the first."""
         return [None, *await self._compute(sampler.score, self._model, model_input.to_array())]
 
-    def _load(self, model_dir: Path, adapter: Path | None) -> EngineModel:
+    def _load(self, model: Path | Callable[[], EngineModel], adapter: Path | None) -> EngineModel:
         settings = self._settings
         torch.set_num_threads(settings.hardware.num_threads)
+        if not isinstance(model, Path):
+            return model()
         recompute = settings.activation_checkpointing
-        return load(model_dir, settings.hardware, self._lora, adapter, settings.seed, recompute=recompute)
+        return load(model, settings.hardware, self._lora, adapter, settings.seed, recompute=recompute)
 
-    # In the engine's thread --------------------------------------------------------------------------------------------
+    # In the engine's thread ------------------------------------------------------------------------------------------
 
     async def _compute(self, function: Callable[..., T], *args: Any) -> T:
         """Run in the engine's thread; a caller that is cancelled makes the engine drop a pass it is in."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from crucible_train.adapters.torch_local.attention import Scores, attend_masked
+from crucible_train.adapters.torch_local.attention import Scores, attend_once
 from crucible_train.adapters.torch_local.stream import NO_PARENT, Segment
 
 
@@ -95,5 +95,4 @@ class StepLayout:
         is_seen = columns <= self.positions_B[:, None]
         if scores.window is not None:
             is_seen &= columns > self.positions_B[:, None] - scores.window
-        found = attend_masked(query.to(key.dtype), key, value.to(key.dtype), scores, is_seen[:, None, None])
-        return found.to(query.dtype)
+        return attend_once(query, key, value, scores, is_seen[:, None, None])

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import resource
 import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +30,15 @@ def torch_dtype(hardware: Hardware) -> torch.dtype:
 def torch_device(hardware: Hardware) -> torch.device:
     """The device as torch names it."""
     return torch.device(hardware.device)
+
+
+def resident_bytes() -> int:
+    """How much memory this process holds."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return pages * resource.getpagesize()
 
 
 def usable_cores() -> int:

@@ -14,7 +14,8 @@ import transformers
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
 
 from crucible_train.adapters.torch_local.attention import LoopLayout, SegmentAttention
 from crucible_train.adapters.torch_local.hardware import torch_device, torch_dtype
@@ -24,11 +25,12 @@ from crucible_train.adapters.torch_local.stream import Scored, build_stream
 from crucible_train.errors import ModelError
 from crucible_train.types import Hardware
 
-# Mean difference of a log-probability on the probe sequences: the engine beside plain transformers, and two sequences in
-# one stream beside each alone. Random ids have log-probabilities near -15, where bfloat16 itself is off by a tenth.
+# Mean difference of a log-probability on the probe sequences: the engine beside plain transformers, and two sequences
+# in one stream beside each alone. Random ids have log-probabilities near -15, where bfloat16 itself is off by a tenth.
 _PLAIN_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.3}
 _JOIN_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}
 _ALIGNMENT_BYTES = 64
+_BLANK_WEIGHT = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +95,21 @@ def load(
     model = _assemble(causal, peft, hardware, recompute=recompute)
     _prove(model, expected)
     return model
+
+
+def blank(config: PreTrainedConfig, hardware: Hardware, lora: Lora | None, *, recompute: bool = False) -> EngineModel:
+    """A model of this shape whose weights mean nothing: to find out what one costs."""
+    with quiet(), no_init_weights():
+        causal = AutoModelForCausalLM.from_config(
+            config, dtype=torch.float32 if lora is None else torch_dtype(hardware), attn_implementation="eager"
+        )
+    with torch.no_grad():
+        for parameter in causal.parameters():
+            parameter.fill_(_BLANK_WEIGHT)
+    causal.tie_weights()
+    causal.eval()
+    peft = None if lora is None else _inject(causal, lora, 0)
+    return _assemble(causal.to(torch_device(hardware)), peft, hardware, recompute=recompute)
 
 
 def _read(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
@@ -166,7 +183,7 @@ def hidden_states(model: EngineModel, tokens_T: Tensor, positions_T: Tensor, cac
     output = model.decoder(
         input_ids=tokens_T[None], position_ids=positions_T[None], past_key_values=cache, use_cache=cache is not None
     )
-    return output.last_hidden_state[0]  # type: ignore[no-any-return]
+    return output.last_hidden_state[0]
 
 
 def _probe_sequences(vocab_size: int) -> list[np.ndarray]:

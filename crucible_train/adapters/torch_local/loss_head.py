@@ -46,7 +46,7 @@ def weighted_logprobs(hidden_SX: Tensor, head: Head, targets_S: Tensor, weights_
     ``head.weight.grad`` at once.
     """
     anchor = hidden_SX if hidden_SX.requires_grad else head.weight
-    return _Weighted.apply(hidden_SX, anchor, head, targets_S, weights_S)  # type: ignore[no-any-return]
+    return _Weighted.apply(hidden_SX, anchor, head, targets_S, weights_S)
 
 
 def logprobs(hidden_SX: Tensor, head: Head, targets_S: Tensor) -> Tensor:
@@ -54,15 +54,15 @@ def logprobs(hidden_SX: Tensor, head: Head, targets_S: Tensor) -> Tensor:
     if not torch.is_grad_enabled():
         return torch.cat([chunk.normalise(targets_S) for chunk in _chunks(hidden_SX, head)])
     anchor = hidden_SX if hidden_SX.requires_grad else head.weight
-    return _Logprobs.apply(hidden_SX, anchor, head, targets_S)  # type: ignore[no-any-return]
+    return _Logprobs.apply(hidden_SX, anchor, head, targets_S)
 
 
 class _Weighted(torch.autograd.Function):
     """The second argument only ties the result to the graph where the hidden states have no gradient."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, hidden: Tensor, anchor: Tensor, head: Head, targets: Tensor, weights: Tensor
+    def forward(
+        ctx: Any, hidden: Tensor, _anchor: Tensor, head: Head, targets: Tensor, weights: Tensor
     ) -> tuple[Tensor, Tensor]:
         grads = _Gradients(hidden, head, needs_hidden=ctx.needs_input_grad[0])
         out = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
@@ -74,7 +74,7 @@ class _Weighted(torch.autograd.Function):
         return -(out * weights).sum(), out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         if float(grad) != 1.0:
             raise RuntimeError("the gradient of weighted_logprobs was formed for a backward pass that starts from it")
         hidden_grad, ctx.hidden_grad = ctx.hidden_grad, None
@@ -85,7 +85,7 @@ class _Logprobs(torch.autograd.Function):
     """The second argument only ties the result to the graph where the hidden states have no gradient."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, anchor: Tensor, head: Head, targets: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, hidden: Tensor, _anchor: Tensor, head: Head, targets: Tensor) -> Tensor:
         out = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
         for chunk in _chunks(hidden, head):
             out[chunk.rows] = chunk.normalise(targets)
@@ -94,7 +94,7 @@ class _Logprobs(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         hidden, targets = ctx.saved_tensors
         grads = _Gradients(hidden, ctx.head, needs_hidden=ctx.needs_input_grad[0])
         for chunk in _chunks(hidden, ctx.head):

@@ -5,8 +5,8 @@ precision, a normalisation that keeps its input only, a gated MLP that keeps gat
 are, under their own names, so that checkpoints and adapters are those of the plain model. A twin is put in place only
 where its output on random input equals the module's own; whatever is not recognised runs as transformers wrote it.
 
-An output that can be made again from what is kept anyway carries ``remake``, and products that would have to keep it for
-their weight's gradient keep that instead.
+An output that can be made again from what is kept anyway carries ``remake``, and products that would have to keep it
+for their weight's gradient keep that instead.
 
 The residual stream and all statistics are float32. In bfloat16 the matrix products read and write bfloat16; frozen
 weights are kept in it, trained ones are float32 masters with a bfloat16 shadow that ``Precision.refresh`` renews.
@@ -32,14 +32,14 @@ class Precision:
     def __init__(self, dtype: torch.dtype) -> None:
         """float32 or bfloat16."""
         self.dtype = dtype
-        self._shadows: list[tuple[nn.Parameter, Tensor]] = []
+        self._shadows: list[tuple[Tensor, Tensor]] = []
 
     @property
     def is_mixed(self) -> bool:
         """Whether products are computed in less than float32."""
         return self.dtype != torch.float32
 
-    def compute(self, parameter: nn.Parameter) -> Tensor:
+    def compute(self, parameter: Tensor) -> Tensor:
         """The weight as the matrix products read it.
 
         A frozen weight is moved to the precision for good; a trained one keeps its float32 values and gets a shadow.
@@ -86,14 +86,14 @@ def install(model: nn.Module, precision: Precision, *, remakes: bool) -> dict[st
     return counts
 
 
-# Matrix products ---------------------------------------------------------------------------------------------------------
+# Matrix products -----------------------------------------------------------------------------------------------------
 
 
 class _Linear(torch.autograd.Function):
-    """``x W^T + b``, keeping ``x`` in the precision of the product; the gradient of ``W`` goes straight into ``.grad``."""
+    """``x W^T + b``, keeping ``x`` in the product's precision; the gradient of ``W`` goes into ``.grad`` itself."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: nn.Parameter, compute: Tensor, bias: Tensor | None) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, weight: nn.Parameter, compute: Tensor, bias: Tensor | None) -> Tensor:
         flat = x.reshape(-1, x.shape[-1]).to(compute.dtype)
         out = torch.mm(flat, compute.t())
         if bias is not None:
@@ -103,7 +103,7 @@ class _Linear(torch.autograd.Function):
         return out.view(*x.shape[:-1], -1)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         shape, dtype = ctx.like
         grad = grad.reshape(-1, grad.shape[-1]).to(ctx.compute.dtype)
         if ctx.keep is not None:
@@ -133,7 +133,7 @@ class _Kept:
     def take(self, saved: Sequence[Tensor]) -> Tensor:
         """The input as rows, in the precision of the product. What it was made from is let go of."""
         if self._remake is None:
-            return saved[-1]  # type: ignore[no-any-return]
+            return saved[-1]
         made, self._remake = self._remake(), None
         return made.reshape(-1, made.shape[-1]).to(self._dtype)
 
@@ -143,30 +143,54 @@ def _install_linear(module: nn.Linear, precision: Precision) -> int:
     if not weight.requires_grad and not precision.is_mixed:
         return 0
     compute = precision.compute(weight)
-    module.forward = lambda x: _Linear.apply(x, weight, compute, bias)  # type: ignore[method-assign]
+    module.forward = lambda x: _Linear.apply(x, weight, compute, bias)  # type: ignore[method-assign, assignment]
     module.crucible_twin = True  # type: ignore[assignment]
     return 1
+
+
+def _lora_product(
+    flat: Tensor, compute: Tensor, bias: Tensor | None, a: Tensor, scaled_b: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The output rows and the rows ``x A^T``."""
+    inner = torch.mm(flat, a.t())
+    out = torch.mm(flat, compute.t()).addmm_(inner, scaled_b.t())
+    if bias is not None:
+        out.add_(bias)
+    return out, inner
+
+
+class _Factors:
+    """``A`` and ``s B`` in the precision of products, made again when one of them has changed: for sampling."""
+
+    def __init__(self, a: Tensor, b: Tensor, scale: float) -> None:
+        self._a, self._b, self._scale = a, b, scale
+        self._made: tuple[Tensor, Tensor] | None = None
+        self._versions = (-1, -1)
+
+    def of(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        versions = (self._a._version, self._b._version)  # noqa: SLF001 - torch's count of changes has no other name
+        if self._made is None or self._versions != versions:
+            self._made = (self._a.detach().to(dtype), (self._b.detach() * self._scale).to(dtype))
+            self._versions = versions
+        return self._made
 
 
 class _Lora(torch.autograd.Function):
     """``x W^T + s (x A^T) B^T`` with ``W`` frozen: the update is added inside the product, no pass over the output."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, x: Tensor, compute: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float
     ) -> Tensor:
         flat = x.reshape(-1, x.shape[-1]).to(compute.dtype)
         a_compute, b_compute = a.to(compute.dtype), (b * scale).to(compute.dtype)
-        inner = torch.mm(flat, a_compute.t())
-        out = torch.mm(flat, compute.t()).addmm_(inner, b_compute.t())
-        if bias is not None:
-            out.add_(bias)
+        out, inner = _lora_product(flat, compute, bias, a_compute, b_compute)
         ctx.keep = _Kept(ctx, x, flat, compute, inner, a_compute, b_compute)
         ctx.scale, ctx.like = scale, (x.shape, x.dtype)
         return out.view(*x.shape[:-1], -1)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
         compute, inner, a, b = saved[:4]
         shape, dtype = ctx.like
@@ -188,17 +212,21 @@ def _install_lora(module: LoraLinear, precision: Precision) -> int:
     base.crucible_twin = True  # type: ignore[assignment]
     (adapter,) = module.active_adapters
     if module.use_dora.get(adapter, False) or not isinstance(module.lora_dropout[adapter], nn.Identity):
-        base.forward = lambda x: _Linear.apply(x, base.weight, compute, base.bias)  # type: ignore[method-assign]
+        base.forward = lambda x: _Linear.apply(x, base.weight, compute, base.bias)  # type: ignore[method-assign, assignment]
         return 0
     a, b = module.lora_A[adapter].weight, module.lora_B[adapter].weight
     scale = float(module.scaling[adapter])
+    factors = _Factors(a, b, scale)
 
     def forward(x: Tensor) -> Tensor:
         if module.disable_adapters:
-            return _Linear.apply(x, base.weight, compute, base.bias)  # type: ignore[no-any-return]
-        return _Lora.apply(x, compute, base.bias, a, b, scale)  # type: ignore[no-any-return]
+            return _Linear.apply(x, base.weight, compute, base.bias)
+        if not torch.is_grad_enabled():
+            flat = x.reshape(-1, x.shape[-1]).to(compute.dtype)
+            return _lora_product(flat, compute, base.bias, *factors.of(compute.dtype))[0].view(*x.shape[:-1], -1)
+        return _Lora.apply(x, compute, base.bias, a, b, scale)
 
-    module.forward = forward  # type: ignore[method-assign]
+    module.forward = forward
     return 1
 
 
@@ -206,13 +234,13 @@ class _Embedding(torch.autograd.Function):
     """Rows of the table as float32; the gradient is added to the rows of ``.grad``, with no table of its own."""
 
     @staticmethod
-    def forward(ctx: Any, weight: nn.Parameter, ids: Tensor, padding: int | None) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, weight: nn.Parameter, ids: Tensor, padding: int | None) -> Tensor:
         ctx.save_for_backward(ids)
         ctx.weight, ctx.padding = weight, padding
         return F.embedding(ids, weight.detach()).float()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, None, None]:
         (ids,) = ctx.saved_tensors
         flat, rows = ids.reshape(-1), grad.reshape(-1, grad.shape[-1])
         if ctx.padding is not None:
@@ -227,22 +255,20 @@ def _install_embedding(module: nn.Embedding, precision: Precision) -> int:
         return 0
     precision.compute(weight)
     if weight.requires_grad:
-        module.forward = lambda ids: _Embedding.apply(weight, ids, module.padding_idx)  # type: ignore[method-assign]
+        module.forward = lambda ids: _Embedding.apply(weight, ids, module.padding_idx)  # type: ignore[method-assign, assignment]
     else:
-        module.forward = lambda ids: F.embedding(ids, weight).float()  # type: ignore[method-assign]
+        module.forward = lambda ids: F.embedding(ids, weight).float()  # type: ignore[method-assign, assignment]
     return 1
 
 
-# Normalisation and MLP -------------------------------------------------------------------------------------------------------
+# Normalisation and MLP -----------------------------------------------------------------------------------------------
 
 
 class _RmsNorm(torch.autograd.Function):
     """``w x / rms(x)`` (Zhang and Sennrich, arXiv 1910.07467), keeping only its input and one number a row."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         inverse = torch.linalg.vector_norm(x.float(), dim=-1, keepdim=True)
         inverse.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, inverse, weight)
@@ -250,7 +276,7 @@ class _RmsNorm(torch.autograd.Function):
         return _scaled(x, inverse, weight, dtype), inverse
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         x, inverse, weight = ctx.saved_tensors
         flat, width = x.float(), x.shape[-1]
         grad_weight = None
@@ -267,11 +293,13 @@ def _scaled(x: Tensor, inverse: Tensor, weight: Tensor, dtype: torch.dtype) -> T
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype, *, remakes: bool) -> Tensor:
     """Normalise each row; with ``remakes`` the result can be made again from the input."""
+    if not torch.is_grad_enabled():
+        return F.rms_norm(x.float(), weight.shape, weight, eps).to(dtype)
     out, inverse = _RmsNorm.apply(x, weight, eps, dtype)
     if remakes:
         x, scales = x.detach(), weight.detach()
         out.remake = lambda: _scaled(x, inverse, scales, dtype)
-    return out  # type: ignore[no-any-return]
+    return out
 
 
 def _is_rms_norm(module: nn.Module) -> bool:
@@ -292,7 +320,7 @@ def _install_norm(module: nn.Module, precision: Precision, *, remakes: bool) -> 
     with torch.no_grad():
         if not _equal(module.forward(probe), rms_norm(probe, weight, eps, torch.float32, remakes=False)):
             return 0
-    module.forward = lambda x: rms_norm(x, weight, eps, precision.dtype, remakes=remakes)  # type: ignore[method-assign]
+    module.forward = lambda x: rms_norm(x, weight, eps, precision.dtype, remakes=remakes)
     return 1
 
 
@@ -300,12 +328,12 @@ class _GatedSilu(torch.autograd.Function):
     """``silu(gate) * up``, keeping the two and nothing else."""
 
     @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
         return F.silu(gate).mul_(up)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
         sigmoid = torch.sigmoid(gate)
         silu = gate * sigmoid
@@ -316,11 +344,13 @@ class _GatedSilu(torch.autograd.Function):
 
 def gated_silu(gate: Tensor, up: Tensor, *, remakes: bool) -> Tensor:
     """``silu(gate) * up``; with ``remakes`` the result can be made again from the two."""
+    if not torch.is_grad_enabled():
+        return F.silu(gate).mul_(up)
     out = _GatedSilu.apply(gate, up)
     if remakes:
         gate, up = gate.detach(), up.detach()
         out.remake = lambda: F.silu(gate).mul_(up)
-    return out  # type: ignore[no-any-return]
+    return out
 
 
 def _install_mlp(module: nn.Module, *, remakes: bool) -> int:
@@ -328,12 +358,14 @@ def _install_mlp(module: nn.Module, *, remakes: bool) -> int:
     probe = torch.linspace(-8, 8, 33)
     if not callable(activation) or not _equal(activation(probe), F.silu(probe)):
         return 0
-    gate, up, down = module.gate_proj, module.up_proj, module.down_proj
+    gate: Any = module.gate_proj
+    up: Any = module.up_proj
+    down: Any = module.down_proj
     if not all(isinstance(part, nn.Module) for part in (gate, up, down)):
         return 0
 
-    def twin(x: Tensor) -> Tensor:
-        return down(gated_silu(gate(x), up(x), remakes=remakes))  # type: ignore[operator,no-any-return]
+    def twin(x: Tensor) -> Any:
+        return down(gated_silu(gate(x), up(x), remakes=remakes))
 
     width = _input_width(gate)
     if width is None:
@@ -347,7 +379,7 @@ def _install_mlp(module: nn.Module, *, remakes: bool) -> int:
             return 0
         if not isinstance(own, Tensor) or not _equal(own.float(), twin(x).float()):
             return 0
-    module.forward = twin  # type: ignore[method-assign]
+    module.forward = twin
     return 1
 
 

@@ -18,7 +18,7 @@ from crucible_train.adapters.torch_local.attention import LoopLayout
 from crucible_train.adapters.torch_local.cache import KeyValueCache, StepLayout
 from crucible_train.adapters.torch_local.loading import EngineModel, hidden_states
 from crucible_train.adapters.torch_local.loss_head import Head, logprobs
-from crucible_train.adapters.torch_local.stream import Scored, build_stream
+from crucible_train.adapters.torch_local.stream import Scored, Segment, build_stream
 from crucible_train.types import SamplingParams, TokensWithLogprobs
 
 MAX_CACHE_BYTES = 512 << 20
@@ -116,7 +116,7 @@ def _read_prompts(model: EngineModel, rows: Sequence[_Row], cache: KeyValueCache
 
 
 def _read_stream(
-    model: EngineModel, tokens: np.ndarray, positions: np.ndarray, segments: tuple, cache: object
+    model: EngineModel, tokens: np.ndarray, positions: np.ndarray, segments: tuple[Segment, ...], cache: object
 ) -> Tensor:
     device = model.causal.device
     with model.attention.using(LoopLayout(segments)):

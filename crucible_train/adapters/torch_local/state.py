@@ -41,12 +41,15 @@ class Snapshot:
 
 @torch.no_grad()
 def take_snapshot(
-    model: EngineModel, parameters: Sequence[tuple[str, nn.Parameter]], optimizer: torch.optim.Optimizer | None
+    model: EngineModel,
+    parameters: Sequence[tuple[str, nn.Parameter]],
+    optimizer: torch.optim.Optimizer | None,
+    base_name: str,
 ) -> Snapshot:
-    """Copy weights and, where one is given, the optimizer's moments."""
+    """Copy weights and, where one is given, the optimizer's moments; an adapter's file names its base model so."""
     if model.peft is not None:
         weights = get_peft_model_state_dict(model.peft)
-        config = model.peft.peft_config["default"].to_dict()
+        config = model.peft.peft_config["default"].to_dict() | {"base_model_name_or_path": base_name}
         plain = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
         configs = {"adapter_config.json": json.dumps(plain, indent=2, sort_keys=True, default=str) + "\n"}
         name = ADAPTER_WEIGHTS
@@ -89,7 +92,7 @@ def restore(
 
 
 def _moments(parameters: Sequence[tuple[str, nn.Parameter]], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    found = {}
+    found: dict[str, Tensor] = {}
     for name, parameter in parameters:
         state = optimizer.state.get(parameter)
         if state:

@@ -1,8 +1,8 @@
 """The one data layout: a flat stream of tokens cut into segments.
 
 A segment is a stretch of one sequence. It may continue another one, its *parent*, whose tokens it then sees as if they
-stood before it; several segments may share a parent. So no position is padding, a prompt that several sequences share is
-computed once, and supervised examples, preference pairs and groups of rollouts are the same forward pass.
+stood before it; several segments may share a parent. So no position is padding, a prompt that several sequences share
+is computed once, and supervised examples, preference pairs and groups of rollouts are the same forward pass.
 
     tokens_T      [ system prompt | question 1, answer 1 | question 2, answer 2 ]
     segments          0 (no parent)     1 (parent 0)           2 (parent 0)
@@ -12,6 +12,7 @@ Axes: T positions of the stream, S scored positions, D datums, N positions of on
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -107,7 +108,7 @@ def build_stream(items: Sequence[Scored], *, share: bool = True) -> TokenStream:
     builder = _Builder(items)
     if share:
         ordered = sorted(items, key=lambda item: item.tokens_N.astype(">i8").tobytes())
-        common = [shared_prefix(left.tokens_N, right.tokens_N) for left, right in zip(ordered, ordered[1:])]
+        common = [shared_prefix(left.tokens_N, right.tokens_N) for left, right in pairwise(ordered)]
         builder.grow(ordered, common, depth=0, parent=NO_PARENT)
     else:
         for item in items:
@@ -162,7 +163,7 @@ class _Builder:
             segments=tuple(self.segments),
             rows_S=_joined(rows),
             targets_S=_joined([item.targets_S for item in items]),
-            weights_S=_joined([item.weights_S for item in items]).astype(np.float32),
+            weights_S=np.concatenate([item.weights_S for item in items]).astype(np.float32),
             datum_S=_joined([np.full(item.places_S.size, item.index) for item in items]),
             place_S=_joined([item.places_S for item in items]),
         )

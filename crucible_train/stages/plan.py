@@ -1,0 +1,213 @@
+"""``--dry-run``: what a run would do, what of it is cached, what reaches the loss, and what it will cost here.
+
+Nothing is trained and nothing is stored. Rows are read and rendered for real, so that every bad one is found.
+"""
+
+import asyncio
+import itertools
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from rich.text import Text
+
+from crucible_train import files, terminal, wiring
+from crucible_train.config.overrides import to_yaml
+from crucible_train.config.redaction import hide_secrets
+from crucible_train.data.preparation import QUARANTINE, SUMMARY
+from crucible_train.data.rendering import TRAIN
+from crucible_train.data.tables import Example, Examples
+from crucible_train.errors import DataError
+from crucible_train.loop.run import Cadence
+from crucible_train.recipes.sft import SFTConfig, peak_rate, plan_of
+from crucible_train.renderers import FastTokenizer
+from crucible_train.stages import preflight, prepare_data
+from crucible_train.stages import render as rendering
+from crucible_train.stages.base import Stage, open_artifact, peek
+from crucible_train.stages.evaluate import Evaluate
+from crucible_train.stages.package import Package
+from crucible_train.stages.prepare_data import PrepareData
+from crucible_train.stages.prepare_model import PrepareModel, at_hand, description_of, external
+from crucible_train.stages.render import Render
+from crucible_train.stages.run_directory import run_id
+from crucible_train.stages.train import Train
+from crucible_train.types import ArtifactRef, Hardware
+
+_NUM_SAMPLES = 3
+_MAX_SAMPLE_TOKENS = 400
+_NUM_BAD_ROWS_SHOWN = 5
+
+
+def show_plan(config: SFTConfig) -> None:
+    """Print the plan of a run.
+
+    Raises:
+        CrucibleError: what would stop the run before its first step.
+    """
+    preflight.check(config)
+    sys.stdout.write(hide_secrets(to_yaml(config)) + "\n")
+    hardware = wiring.hardware(config.engine)
+    terminal.field("machine", hardware.description)
+    with TemporaryDirectory(prefix="crucible-plan-") as folder:
+        bad_rows = _show(config, hardware, Path(folder))
+    if bad_rows and config.data.on_bad_row == "stop":
+        raise DataError(f"{len(bad_rows)} bad rows would stop the run; mend them, or set data.on_bad_row=quarantine")
+
+
+def _show(config: SFTConfig, hardware: Hardware, folder: Path) -> Sequence[Mapping[str, Any]]:
+    """Print everything after the machine; the bad rows."""
+    source = at_hand(config.model)
+    description = description_of(config.model, source)
+    stages = _Stages(config, hardware, source)
+    stages.look()
+    lenient = config.model_copy(update={"data": config.data.model_copy(update={"on_bad_row": "quarantine"})})
+    conversations = _made(PrepareData(lenient), {}, stages.refs.get("conversations"), folder / "data", config)
+    summary = files.read_json(conversations / SUMMARY)
+    prepare_data.report(summary, is_cached="conversations" in stages.refs)
+    bad_rows = _bad_rows(conversations)
+    if description is None:
+        terminal.field("rendered", "known once the model is here: the first run fetches and converts it")
+        _show_bad_rows(bad_rows)
+        stages.show()
+        return bad_rows
+    inputs = {"model": description, "conversations": conversations}
+    rendered = _made(Render(lenient), inputs, stages.refs.get("rendered"), folder / "rendered", config)
+    summary = files.read_json(rendered / SUMMARY)
+    rendering.report(summary, is_cached="rendered" in stages.refs)
+    bad_rows += _bad_rows(rendered)
+    _show_bad_rows(bad_rows)
+    examples = Examples(rendered / TRAIN)
+    _show_samples(list(itertools.islice(examples, _NUM_SAMPLES)), description)
+    stages.show()
+    _show_cost(config, hardware, examples, summary, description)
+    return bad_rows
+
+
+def _made(
+    stage: Stage[SFTConfig], inputs: Mapping[str, Path], ref: ArtifactRef | None, folder: Path, config: SFTConfig
+) -> Path:
+    """The cached output of a stage, or a new one that is not kept."""
+    if ref is not None:
+        return open_artifact(wiring.blob_store(config.cache_dir), ref)
+    folder.mkdir()
+    asyncio.run(stage.run(inputs, folder))
+    return folder
+
+
+@dataclass
+class _Stages:
+    """The stages of a run, and for each whether its output is there already."""
+
+    config: SFTConfig
+    hardware: Hardware
+    source: Path | None
+
+    def __post_init__(self) -> None:
+        self.refs: dict[str, ArtifactRef] = {}
+        self.states: list[tuple[str, str]] = []
+
+    def look(self) -> None:
+        """Follow the flow's chain as far as its outputs are known."""
+        config, hardware = self.config, self.hardware
+        if self.source is None:
+            self.states.append(("prepare model", "to run: fetch it"))
+        elif self.source.is_dir():
+            self.refs["model"] = external(self.source)
+            self.states.append(("prepare model", f"nothing to do: {self.source}"))
+        else:
+            self._stage("prepare model", "model", PrepareModel(config, self.source), ())
+        self._stage("prepare data", "conversations", PrepareData(config), ())
+        self._stage("render", "rendered", Render(config), ("model", "conversations"))
+        given = ("model", "conversations", "rendered")
+        self._stage("evaluate before", "before", Evaluate(config, hardware), given)
+        train_inputs = ("model", "rendered", "before")
+        train = Train(config, hardware, Path())
+        self._stage("train", "trained", train, train_inputs)
+        self._stage("evaluate after", "after", Evaluate(config, hardware), (*given, "trained"))
+        if all(name in self.refs for name in train_inputs):
+            name = run_id(config, train.key({key: self.refs[key] for key in train_inputs}))
+            self._stage("package", "package", Package(config, hardware, name), (*given, "before", "trained", "after"))
+        else:
+            self.states.append(("package", "to run"))
+
+    def show(self) -> None:
+        """Print a line a stage."""
+        for number, (name, state) in enumerate(self.states):
+            terminal.field("stages" if number == 0 else "", f"{name:<16} {state}")
+
+    def _stage(self, name: str, output: str, stage: Stage[SFTConfig], inputs: tuple[str, ...]) -> None:
+        found = None
+        if all(key in self.refs for key in inputs):
+            found = peek(stage, {key: self.refs[key] for key in inputs}, self.config.cache_dir)
+        if found is not None:
+            self.refs[output] = found
+        self.states.append((name, "cached" if found is not None else "to run"))
+
+
+def _bad_rows(folder: Path) -> list[Mapping[str, Any]]:
+    return [json.loads(line) for line in (folder / QUARANTINE).read_text(encoding="utf-8").splitlines()]
+
+
+def _show_bad_rows(rows: Sequence[Mapping[str, Any]]) -> None:
+    for row in rows[:_NUM_BAD_ROWS_SHOWN]:
+        terminal.field("bad row", f"{row['where']}: {row['problem']}")
+    if len(rows) > _NUM_BAD_ROWS_SHOWN:
+        terminal.field("", f"and {len(rows) - _NUM_BAD_ROWS_SHOWN} more")
+
+
+def _show_samples(examples: Sequence[Example], tokenizer_dir: Path) -> None:
+    """Print examples as the model sees them; what is trained stands out in colour, or between ⟦ and ⟧."""
+    tokenizer = FastTokenizer.from_folder(tokenizer_dir)
+    is_coloured = terminal.console().is_terminal
+    terminal.say("")
+    for number, example in enumerate(examples, 1):
+        text = Text(f"sample {number}, {example.tokens_T.size} tokens; trained is ", style="bold")
+        text.append("this" if is_coloured else "⟦this⟧", style="green")
+        text.append("\n")
+        shown = min(example.tokens_T.size, _MAX_SAMPLE_TOKENS)
+        pairs = zip(example.tokens_T[:shown].tolist(), (example.weights_T[:shown] > 0).tolist(), strict=True)
+        for is_trained, part in itertools.groupby(pairs, key=lambda pair: pair[1]):
+            piece = tokenizer.decode([token for token, _ in part])
+            if is_trained and not is_coloured:
+                piece = f"⟦{piece}⟧"
+            text.append(piece, style="bold green" if is_trained else "dim")
+        if shown < example.tokens_T.size:
+            text.append(f" … {example.tokens_T.size - shown} more tokens", style="italic")
+        text.append("\n")
+        terminal.console().print(text, emoji=False)
+
+
+def _show_cost(
+    config: SFTConfig, hardware: Hardware, examples: Examples, summary: Mapping[str, Any], description: Path
+) -> None:
+    """Print steps, tokens, and the time and memory they should take."""
+    plan = plan_of(config, len(examples))
+    mean_length = round(summary["train"]["num_tokens"] / max(1, len(examples)))
+    found = wiring.estimate(
+        description, config.peft, config.engine, hardware, mean_length, max(1, config.eval.num_samples)
+    )
+    lengths = examples.num_tokens()
+    num_tokens = sum(int(lengths[list(plan.batch(step))].sum()) for step in range(plan.num_steps))
+    num_evals = sum(Cadence.of(config.eval.eval_steps, plan.num_steps).is_due(s + 1) for s in range(plan.num_steps))
+    rate = peak_rate(config, found.hidden_size)
+    terminal.field(
+        "training",
+        f"{plan.num_steps} steps of {plan.batch_size}, {num_tokens:,} tokens, peak rate {rate:g}; "
+        f"{found.num_trained_params / 1e6:,.1f} of {found.num_params / 1e6:,.1f} million weights",
+    )
+    seconds = num_tokens / found.train_tokens_per_second
+    seconds += summary["validation"]["num_tokens"] * (num_evals + 2) / found.forward_tokens_per_second
+    writing = 2 * config.eval.max_new_tokens * found.write_step_s if config.eval.num_samples else 0.0
+    terminal.field(
+        "estimate",
+        f"{_duration(seconds)} of training and measuring at {found.train_tokens_per_second:,.0f} tokens/s, up to "
+        f"{_duration(writing)} of writing answers; {found.peak_bytes / 2**30:.1f} GiB of memory",
+    )
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

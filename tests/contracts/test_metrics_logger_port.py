@@ -1,0 +1,85 @@
+"""What every metrics logger bears: any valid sequence of a run's reports, and two endings."""
+
+import pytest
+
+from crucible_train import wiring
+from crucible_train.adapters.loggers.console import ConsoleLogger
+from crucible_train.adapters.loggers.multiplex import MultiplexLogger
+from crucible_train.metrics_file import MetricsFile
+from crucible_train.ports import METRIC_AREAS, MetricsLogger, RunInfo
+
+
+@pytest.fixture(params=["console", "multiplex", "metrics file"])
+def logger(request, tmp_path) -> MetricsLogger:
+    made = {
+        "console": ConsoleLogger,
+        "multiplex": lambda: MultiplexLogger({"console": ConsoleLogger(), "file": MetricsFile(tmp_path)}, pytest.fail),
+        "metrics file": lambda: MetricsFile(tmp_path),
+    }[request.param]()
+    return wiring.conforming(made, MetricsLogger, request.param)
+
+
+def run_info(tmp_path, num_steps=16, first_step=0) -> RunInfo:
+    return RunInfo("run", tmp_path, {"seed": 0, "password": None}, num_steps, first_step)
+
+
+def test_every_area_alone_may_be_reported(logger, tmp_path):
+    logger.start(run_info(tmp_path))
+    for step, area in enumerate(sorted(METRIC_AREAS), start=1):
+        logger.log_metrics({f"{area}/loss": 0.5}, step)
+    logger.finish("done")
+
+
+def test_a_step_may_come_in_parts_and_steps_may_be_left_out(logger, tmp_path):
+    logger.start(run_info(tmp_path))
+    logger.log_metrics({"eval/nll": 2.0}, 0)
+    logger.log_metrics({"train/loss": 1.0, "optim/learning_rate": 1e-4}, 3)
+    logger.log_metrics({"perf/tokens_per_second": 9.0}, 3)
+    logger.log_metrics({}, 3)
+    logger.log_metrics({"train/loss": 0.0, "optim/learning_rate": 0.0}, 16)
+    logger.finish("done")
+
+
+def test_a_run_may_go_on_where_it_stopped(logger, tmp_path):
+    logger.start(run_info(tmp_path, first_step=15))
+    logger.log_metrics({"train/loss": 1.0}, 16)
+    logger.finish("done")
+
+
+def test_a_run_of_no_further_steps_may_be_reported(logger, tmp_path):
+    logger.start(run_info(tmp_path, first_step=16))
+    logger.finish("done")
+
+
+def test_a_text_may_hold_anything(logger, tmp_path):
+    logger.start(run_info(tmp_path))
+    for text in ("", "[bold]not markup[/]", "\x1b[31m", "é\u2028\n𝄞"):
+        logger.log_text("sample", text, 1)
+    logger.finish("done")
+
+
+@pytest.mark.parametrize("status", ["done", "failed", "interrupted"])
+def test_a_run_may_be_finished_twice_and_the_second_time_adds_nothing(logger, tmp_path, capsys, status):
+    logger.start(run_info(tmp_path))
+    logger.log_metrics({"train/loss": 1.0}, 1)
+    logger.finish(status)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    capsys.readouterr()
+    logger.finish(status)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_run_that_failed_before_its_first_report_may_be_finished(logger, tmp_path):
+    logger.start(run_info(tmp_path))
+    logger.finish("failed")
+
+
+def test_the_configured_loggers_are_joined_and_an_unknown_name_is_answered_with_those_known(tmp_path):
+    from crucible_train.errors import ConfigError
+
+    joined = wiring.metrics_logger(list(wiring.LOGGERS), pytest.fail)
+    joined.start(run_info(tmp_path))
+    joined.finish("done")
+    with pytest.raises(ConfigError, match="report_to: 'consol' is unknown; known are console"):
+        wiring.metrics_logger(["consol"], pytest.fail)

@@ -1,0 +1,106 @@
+"""What is done again and what is found: by the states of Prefect's task runs, and by the bytes on the disk."""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ORDER = ["prepare model", "prepare data", "render", "evaluate", "train", "evaluate", "package"]
+FOUND, MADE = "Cached", "Completed"
+
+
+def _tree(folder: Path) -> dict[str, tuple[str, int]]:
+    return {
+        path.relative_to(folder).as_posix(): (hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_mtime_ns)
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+@pytest.fixture
+def place(finished: Any, tmp_path: Path) -> Any:
+    """The finished run's cache, and nothing else."""
+    return finished[0].copy(tmp_path)
+
+
+def test_the_same_command_again_changes_no_byte(finished: Any, start: Callable[..., Any], server: str) -> None:
+    place, first = finished
+    before = _tree(place.run_dir)
+    ended = start(place.words, place.folder, PREFECT_API_URL=server).end()
+    assert ended.status == 0
+    assert ended.err == ""
+    assert _tree(place.run_dir) == before
+    assert "this run was finished before; nothing was changed" in ended.out
+    assert ended.out.splitlines()[-1] == first.out.splitlines()[-1]
+
+
+def test_the_same_again_finds_every_stage_and_ends_in_seconds(place: Any, run_flow: Callable[[Any], Any]) -> None:
+    run = run_flow(place.config())
+    assert run.tasks == [(name, FOUND) for name in ORDER]
+    assert run.state.is_completed()
+    assert run.seconds < 6
+
+
+def test_another_learning_rate_trains_again_and_nothing_before(place: Any, run_flow: Callable[[Any], Any]) -> None:
+    run = run_flow(place.config("train.learning_rate=2e-3", "train.max_steps=2"))
+    assert run.tasks == [(name, FOUND if index < 4 else MADE) for index, name in enumerate(ORDER)]
+
+
+def test_another_dataset_does_everything_again(
+    place: Any, run_flow: Callable[[Any], Any], rows: Path, tmp_path: Path
+) -> None:
+    changed = tmp_path / "rows.jsonl"
+    changed.write_text(rows.read_text().replace("What is 3 plus", "Tell me 3 plus"))
+    run = run_flow(place.config(f"dataset={changed}", "train.max_steps=2"))
+    assert run.tasks == [(name, FOUND if index < 1 else MADE) for index, name in enumerate(ORDER)]
+
+
+def _blob_of(cache: Path, stage: str) -> Path:
+    """The largest file of a stage's artifact."""
+    (manifest,) = (cache / "manifests" / stage).iterdir()
+    stored = cache / "cas" / "sha256"
+    name = json.loads(manifest.read_text())["artifact"]["sha256"]
+    entries = json.loads((stored / name[:2] / f"{name}.tree").read_text())
+    digest = max(entries, key=lambda entry: entry["size"])["sha256"]
+    return stored / digest[:2] / digest
+
+
+def _deleted(blob: Path) -> None:
+    blob.unlink()
+
+
+def _flipped(blob: Path) -> None:
+    data = bytearray(blob.read_bytes())
+    data[len(data) // 2] ^= 1
+    blob.write_bytes(data)
+
+
+@pytest.mark.parametrize(("harm", "word"), [(_deleted, "missing"), (_flipped, "damaged")])
+def test_a_harmed_artifact_is_noticed_said_and_made_again(
+    place: Any, run_flow: Callable[[Any], Any], harm: Callable[[Path], None], word: str
+) -> None:
+    blob = _blob_of(place.folder / "cache", "render")
+    whole = blob.read_bytes()
+    harm(blob)
+    run = run_flow(place.config())
+    assert run.tasks == [(name, MADE if name == "render" else FOUND) for name in ORDER]
+    assert re.search(rf"cached render is made again: .*: the stored file is {word}", run.printed)
+    assert blob.read_bytes() == whole
+
+
+def test_two_commands_at_once_do_the_work_once(
+    finished: Any, start: Callable[..., Any], server: str, tmp_path: Path
+) -> None:
+    words = finished[0].copy(tmp_path, "train", "package").words
+    both = [start(words, PREFECT_API_URL=server) for _ in range(2)]
+    ends = [running.end() for running in both]
+    assert [ended.status for ended in ends] == [0, 0]
+    assert [ended.err for ended in ends] == ["", ""]
+    assert sum("  step 16/16" in ended.out for ended in ends) == 1
+    (run_dir,) = (tmp_path / "runs").iterdir()
+    assert (run_dir / "metrics.jsonl").read_text().count("\n") == 17
+    assert len(list((tmp_path / "cache" / "manifests" / "train").iterdir())) == 1

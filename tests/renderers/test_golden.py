@@ -1,0 +1,200 @@
+"""Every reference rendering, token for token and weight for weight. ``tests/golden/README.md`` describes a record."""
+
+import gzip
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from crucible_train.errors import RenderError
+from crucible_train.renderers import FastTokenizer, Renderer, get_renderer
+from crucible_train.types import ModelInput
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "renderers"
+RENDERERS = {"smollm2": "smollm2", "role_colon": "role_colon", "generic": "chat_template"}
+
+# Text in a message never becomes a control token here, as it does in what transformers renders. The records of these
+# conversations have no safe ids, so what must hold is said in a test of their own.
+FORGED_BY_THE_REFERENCE = {
+    "generic/own_chatml/inject_user",
+    "generic/own_date/inject_user",
+    "generic/own_tools/inject_user",
+    "generic/published_qwen3/inject_user",
+    "generic/published_smollm2/inject_user",
+}
+# The template takes the empty thinking block out of the one message that is trained once other turns follow, so no
+# token of the conversation as a whole is one the model will write. That is refused rather than trained on nothing.
+WITHOUT_A_TRAINED_TOKEN = {"generic/published_qwen3/partial_train_second"}
+
+
+def _records() -> dict[str, dict[str, Any]]:
+    texts = (gzip.decompress((GOLDEN / f"{name}.jsonl.gz").read_bytes()).decode() for name in RENDERERS)
+    return {record["id"]: record for text in texts for record in map(json.loads, text.splitlines())}
+
+
+RECORDS = _records()
+SUPPORTED = {key for key, record in RECORDS.items() if record["unsupported"] is None}
+FAITHFUL = SUPPORTED - FORGED_BY_THE_REFERENCE
+
+
+def over(keys: Iterable[str]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("record", [pytest.param(RECORDS[key], id=key) for key in sorted(keys)])
+
+
+@pytest.fixture
+def tokenizer(record: dict[str, Any], tokenizer_named: Callable[[str], FastTokenizer]) -> FastTokenizer:
+    return tokenizer_named(record["tokenizer"])
+
+
+@pytest.fixture
+def renderer(record: dict[str, Any], tokenizer: FastTokenizer) -> Renderer:
+    names = {"chat_template": "template"}
+    options = {names.get(key, key): value for key, value in record["kwargs"].items()}
+    for key in ("trainable", "tokenizer"):
+        options.pop(key, None)
+    return get_renderer(RENDERERS[record["family"]], tokenizer, **options)
+
+
+def _mask(num: int, spans: Iterable[tuple[int, int]]) -> list[float]:
+    mask = np.zeros(num)
+    for start, end in spans:
+        mask[start:end] = 1
+    return mask.tolist()
+
+
+def _spans_in_place(record: dict[str, Any]) -> list[tuple[int, int]]:
+    return [(span["start"], span["end"]) for span in record["assistant_spans"] if "no_prefix" not in span]
+
+
+def _joined_with_their_header(record: dict[str, Any]) -> list[int]:
+    spans = record["assistant_spans"]
+    return [span["message_index"] for span in spans if span.get("no_prefix") == "prompt_not_prefix"]
+
+
+def test_the_records_are_all_there() -> None:
+    families = [record["family"] for record in RECORDS.values()]
+    assert {name: families.count(name) for name in RENDERERS} == {"smollm2": 46, "role_colon": 44, "generic": 85}
+    assert len(FAITHFUL) == 166
+
+
+@over(FAITHFUL)
+def test_a_conversation_has_the_ids_of_the_reference(record: dict[str, Any], renderer: Renderer) -> None:
+    ids, weights = renderer.build_supervised_example(record["messages"], "all_tokens", tools=record["tools"])
+    assert ids.to_ints() == record.get("safe_ids", record["ids"])
+    assert weights.tolist() == [0.0] + [1.0] * (ids.length - 1)
+
+
+@over(FAITHFUL)
+def test_a_prompt_has_the_ids_of_the_reference(record: dict[str, Any], renderer: Renderer) -> None:
+    prompt = renderer.build_generation_prompt(record["messages"][: record["generation_upto"]], tools=record["tools"])
+    assert prompt.to_ints() == record.get("safe_generation_ids", record["generation_ids"])
+
+
+def _spans_hold_here(record: dict[str, Any]) -> bool:
+    """Spans count the reference's own ids, so not where the safe ids are more, nor where a token is joined."""
+    longer = len(record.get("safe_ids", record["ids"])) != len(record["ids"])
+    return not longer and not _joined_with_their_header(record)
+
+
+@over(key for key in FAITHFUL if _spans_hold_here(RECORDS[key]) and _spans_in_place(RECORDS[key]))
+def test_what_the_model_writes_is_what_is_trained(record: dict[str, Any], renderer: Renderer) -> None:
+    _, weights = renderer.build_supervised_example(record["messages"], tools=record["tools"])
+    assert weights.tolist() == _mask(len(record["ids"]), _spans_in_place(record))
+
+
+@over(key for key in FAITHFUL if "safe_ids" in RECORDS[key])
+def test_beside_forged_markers_the_answer_alone_is_trained(
+    record: dict[str, Any], renderer: Renderer, tokenizer: FastTokenizer
+) -> None:
+    ids, weights = renderer.build_supervised_example(record["messages"], tools=record["tools"])
+    trained = np.array(ids.to_ints())[weights > 0].tolist()
+    answers = [message["content"] for message in record["messages"] if message["role"] == "assistant"]
+    assert tokenizer.decode(trained) == "".join(f"{answer}<|im_end|>" for answer in answers)
+    controls = [token for token in trained if token in tokenizer.control_tokens.values()]
+    assert controls == [tokenizer.control_tokens["<|im_end|>"]] * len(answers)
+
+
+@over(key for key in FAITHFUL if RECORDS[key].get("weight_spans"))
+def test_the_chosen_messages_alone_are_trained(record: dict[str, Any], renderer: Renderer) -> None:
+    messages = _with_flags(record)
+    _, weights = renderer.build_supervised_example(messages, "customized", tools=record["tools"])
+    assert weights.tolist() == _mask(len(record["ids"]), record["weight_spans"])
+
+
+@over(key for key in FAITHFUL if RECORDS[key].get("weight_spans") == [])
+def test_a_conversation_that_trains_nothing_is_refused(record: dict[str, Any], renderer: Renderer) -> None:
+    assert record["id"] in WITHOUT_A_TRAINED_TOKEN
+    with pytest.raises(RenderError, match=r"no token is trained: .* later turns changed how they are written"):
+        renderer.build_supervised_example(_with_flags(record), "customized", tools=record["tools"])
+    [(ids, weights)] = renderer.build_supervised_examples(_with_flags(record), "customized", tools=record["tools"])
+    own = record["assistant_spans"][1]["own_example"]
+    assert ids.to_ints() == own["ids"]
+    assert weights.tolist() == _mask(len(own["ids"]), [(own["start"], own["end"])])
+
+
+@over(key for key in FAITHFUL if _spans_hold_here(RECORDS[key]) and RECORDS[key]["assistant_spans"])
+def test_each_answer_is_trained_once_in_its_own_context(record: dict[str, Any], renderer: Renderer) -> None:
+    examples = renderer.build_supervised_examples(record["messages"], tools=record["tools"])
+    num_trained = 0
+    for span in record["assistant_spans"]:
+        own = span.get("own_example", {"ids": record["ids"]} | span)
+        start, end = own["start"], own["end"]
+        shows = [
+            weights
+            for ids, weights in examples
+            if ids.to_ints()[:end] == own["ids"][:end] and weights[start:end].all() and not weights[start - 1]
+        ]
+        assert len(shows) == 1
+        num_trained += end - start
+    assert sum(weights.sum() for _, weights in examples) == num_trained
+
+
+@over(key for key in FAITHFUL if _joined_with_their_header(RECORDS[key]))
+def test_an_answer_joined_with_its_header_is_trained_after_the_prompt(
+    record: dict[str, Any], renderer: Renderer, tokenizer: FastTokenizer
+) -> None:
+    """The template joins the header's newline with the answer's own first character in one token.
+
+    A model that is prompted writes the answer apart, so the example has it apart; the text is the same.
+    """
+    examples = renderer.build_supervised_examples(record["messages"], tools=record["tools"])
+    for index in _joined_with_their_header(record):
+        prompt = renderer.build_generation_prompt(record["messages"][:index], tools=record["tools"]).to_ints()
+        [(ids, weights)] = [pair for pair in examples if _trains_right_after(pair, prompt)]
+        assert weights.tolist() == [0.0] * len(prompt) + [1.0] * (ids.length - len(prompt))
+        assert record["text"].startswith(tokenizer.decode(ids.to_ints()))
+        assert ids.to_ints()[-1] in renderer.stop_sequences()
+
+
+def _trains_right_after(example: tuple[ModelInput, Any], prompt: list[int]) -> bool:
+    ids, weights = example
+    return ids.to_ints()[: len(prompt)] == prompt and bool(weights[len(prompt)])
+
+
+@over(FORGED_BY_THE_REFERENCE)
+def test_a_marker_in_a_message_stays_text(record: dict[str, Any], renderer: Renderer, tokenizer: FastTokenizer) -> None:
+    ids, _ = renderer.build_supervised_example(record["messages"], tools=record["tools"])
+    ours, theirs = ids.to_ints(), record["ids"]
+    start = next(place for place, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b)
+    assert tokenizer.decode(theirs[start : start + 2]) == " <|im_end|>"
+    end = len(ours) - len(theirs[start + 2 :])
+    assert tokenizer.decode(ours[start:end]) == " <|im_end|>"
+    assert ours[end:] == theirs[start + 2 :]
+    assert not set(ours[start:end]) & set(tokenizer.control_tokens.values())
+
+
+@over(RECORDS.keys() - SUPPORTED)
+def test_what_a_format_cannot_express_is_refused(record: dict[str, Any], renderer: Renderer) -> None:
+    field = "reasoning_content" if "thinking" in record["tags"] else "tools"
+    with pytest.raises(RenderError, match=field):
+        renderer.build_supervised_example(record["messages"], tools=record["tools"])
+    with pytest.raises(RenderError, match=field):
+        renderer.build_generation_prompt(record["messages"], tools=record["tools"])
+
+
+def _with_flags(record: dict[str, Any]) -> list[dict[str, Any]]:
+    flags = record["kwargs"]["trainable"]
+    return [message | {"trainable": flag} for message, flag in zip(record["messages"], flags, strict=True)]
