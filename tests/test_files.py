@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crucible_train import files
@@ -183,6 +183,7 @@ def test_a_line_written_in_parts_is_whole(tmp_path: Path, monkeypatch: pytest.Mo
     assert (tmp_path / "log").read_bytes() == b"a longer line\n"
 
 
+@settings(max_examples=50)
 @given(JSON)
 def test_canonical_json_reads_back_and_is_stable(value: Any) -> None:
     text = files.canonical_json(value)
@@ -190,6 +191,7 @@ def test_canonical_json_reads_back_and_is_stable(value: Any) -> None:
     assert files.canonical_json(json.loads(text)) == text
 
 
+@settings(max_examples=50)
 @given(st.dictionaries(st.text(), JSON), st.randoms())
 def test_canonical_json_does_not_see_the_order_of_keys(value: dict[str, Any], random: Any) -> None:
     items = [*value.items()]

@@ -110,7 +110,7 @@ def test_killed_again_and_again_while_it_recovers(
     assert outcome(halfway_run) == undisturbed(SHORT)
 
 
-@pytest.mark.parametrize(("at", "error"), zip(range(3, 46, 5), itertools.cycle(["ENOSPC", "EIO"]), strict=False))
+@pytest.mark.parametrize(("at", "error"), [*zip(range(3, 46, 5), itertools.cycle(["ENOSPC", "EIO"]))])
 def test_a_disk_that_fails_stops_the_run_and_leaves_a_good_state(
     at: int, error: str, world: Any, outcome: Any, undisturbed: Any, halfway_run: Path
 ) -> None:

