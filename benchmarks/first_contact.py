@@ -3,8 +3,8 @@
     python -m benchmarks.first_contact [--rounds 3] [--model NAME] [--peers PYTHON] [field=value ...]
 
 Ours is ``python -m flows.sft dataset=rows.jsonl output_dir=runs``: a temporary Prefect server, rendering, evaluation
-before and after with generated answers, training, checkpoints and a report. Its ``cache_dir`` is new in every round, but
-for the converted model; the home folder, with the model file and what is known of the processor, is the user's.
+before and after with generated answers, training, checkpoints and a report. Its ``cache_dir`` is new in every round,
+but for the converted model; the home folder, with the model file and what is known of the processor, is the user's.
 With ``--peers``, TRL's command line trains the same rows with the same model folder in turns with ours: LoRA r=16, four
 rows a step, float32, all threads, a 12-line configuration; it evaluates nothing.
 
@@ -46,6 +46,7 @@ per_device_train_batch_size: 4
 num_train_epochs: 1
 use_peft: true
 lora_r: 16
+logging_steps: 1
 report_to: none
 """
 _SAMPLE_EVERY_S = 0.25
@@ -153,14 +154,13 @@ def _trl(folder: Path, rows: Path, model: Path, python: Path) -> dict[str, Any]:
     path = f"{python.parent}{os.pathsep}{os.environ['PATH']}"
     found = _watch([python.with_name("trl"), "sft", "--config", config], folder, threads | {"PATH": path})
     state = json.loads(next(folder.glob("out/checkpoint-*/trainer_state.json")).read_text(encoding="utf-8"))
-    last = state["log_history"][-1]
-    tokens = next(line["num_tokens"] for line in reversed(state["log_history"]) if "num_tokens" in line)
+    num_tokens = float(state["log_history"][-1]["num_tokens"])
     seconds = [float(number) for number in re.findall(r"'train_runtime': '?([0-9.]+)", found["last_lines"])]
     return {
         "side": "trl",
         **found,
-        "steps": last["step"],
-        "tokens_per_second": round(tokens / seconds[-1], 1) if seconds else float("nan"),
+        "steps": state["global_step"],
+        "tokens_per_second": round(num_tokens / seconds[-1], 1),
     }
 
 

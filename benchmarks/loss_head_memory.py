@@ -2,8 +2,8 @@
 
     python -m benchmarks.loss_head_memory [--vocabularies 32768 49152 151936 256000]
 
-Each case runs in a fresh process: 1,024 scored positions of width 576, head frozen (LoRA) or trained, matrix products in
-float32 or bfloat16, weights known beforehand or the two-pass path of any other loss. Counted is the highest resident
+Each case runs in a fresh process: 1,024 scored positions of width 576, head frozen (LoRA) or trained, matrix products
+in float32 or bfloat16, weights known beforehand or the two-pass path of any other loss. Counted is the highest resident
 memory during forward and backward, less the resident memory before, less the gradient of the hidden states, which
 belongs to the model. Weights and their gradients exist, and have been written to, before; a pass over 2,048 words has
 loaded the code and the workspaces of the matrix products.

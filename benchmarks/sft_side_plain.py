@@ -1,7 +1,7 @@
 """The plain loop of the SFT speed benchmark: transformers' own model, padded batches, all logits, its own loss.
 
-Options: ``attention`` (sdpa or eager), ``batch_size`` (examples padded together, in the order of the step, not sorted by
-length; gradients of a step's batches are added, each weighed by its trained tokens).
+Options: ``attention`` (sdpa or eager), ``batch_size`` (examples padded together, in the order of the step, not sorted
+by length; gradients of a step's batches are added, each weighed by its trained tokens).
 """
 
 import torch

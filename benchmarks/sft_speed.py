@@ -4,8 +4,8 @@
                                    [--peers PYTHON] [--smollm2 FOLDER] [--sides ours ours_bf16 trl plain]
 
 All sides begin with the same saved weights and train the same examples in every optimizer step, with the same AdamW.
-They take turns (ABCABC...), each time in a fresh process. The losses of every step must agree to 1e-4 (relative) between
-all float32 sides, or nothing is recorded. The first step of each process is a warm-up. Real tokens are counted, padding
+They take turns (ABCABC...), each time in a fresh process. The losses of every step must agree to 1e-4 (relative)
+between all float32 sides, or nothing is recorded. The first step of each process is a warm-up. Real tokens are counted, padding
 is not. Each pair of shape and training becomes ``results/sft_speed-<shape>-<training>.json``.
 """
 
@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ class Side:
     module: str
     options: Mapping[str, Any]
     precision: str = "float32"
-    is_peer: bool = field(default=False)
+    is_peer: bool = False
 
 
 def _trl(rows: int, *, bf16: bool = False, checkpointing: bool = False) -> Side:
@@ -194,26 +194,15 @@ def _difference(losses: Sequence[float], expected: Sequence[float]) -> float:
 
 def _summary(rounds: Sequence[Mapping[str, Any]], sides: Sequence[str]) -> dict[str, Any]:
     """Medians of each side, and ours over theirs."""
-    medians = {
-        name: record.medians([one for one in rounds if one["side"] == name], _FIELDS)
-        | {
-            "max_loss_difference": max(
-                (
-                    one["loss_difference"]
-                    for one in rounds
-                    if one["side"] == name and one["loss_difference"] is not None
-                ),
-                default=None,
-            )
-        }
-        for name in sides
-    }
+    medians: dict[str, dict[str, Any]] = {}
+    for name in sides:
+        mine = [one for one in rounds if one["side"] == name]
+        apart = [one["loss_difference"] for one in mine if one["loss_difference"] is not None]
+        medians[name] = record.medians(mine, _FIELDS) | {"max_loss_difference": max(apart, default=None)}
     ratios = {}
-    for mine in (name for name in sides if name.startswith("ours")):
-        for theirs in (name for name in sides if not name.startswith("ours")):
-            ratios[f"{mine} / {theirs}"] = {
-                field: round(medians[mine][field] / medians[theirs][field], 3) for field in _FIELDS
-            }
+    for own in (name for name in sides if name.startswith("ours")):
+        for other in (name for name in sides if not name.startswith("ours")):
+            ratios[f"{own} / {other}"] = {name: round(medians[own][name] / medians[other][name], 3) for name in _FIELDS}
     return {"medians": medians, "ratios": ratios}
 
 

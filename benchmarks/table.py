@@ -17,6 +17,7 @@ _FIRST_CONTACT = (
     ("optimizer steps", "steps", "{:.0f}"),
     ("tokens/s while training", "tokens_per_second", "{:.0f}"),
 )
+_SHOWN_LIBRARIES = ("torch", "transformers", "trl")
 _SIDE_NAMES = {"ours": "CrucibleTrain", "trl": "TRL"}
 
 
@@ -95,9 +96,7 @@ def _origin(records: Sequence[Mapping[str, Any]]) -> list[str]:
     lines: dict[str, list[str]] = {}
     for one in records:
         versions = one["versions"].get("peers", one["versions"]["ours"])
-        libraries = ", ".join(
-            f"{name} {versions[name]}" for name in ("torch", "transformers", "trl") if name in versions
-        )
+        libraries = ", ".join(f"{name} {versions[name]}" for name in _SHOWN_LIBRARIES if name in versions)
         machine = f"{one['hardware']['num_cores']} cores of {one['hardware']['cpu']}"
         line = f"{machine}; {libraries}; commit {one['commit']}; {one['measured_at'][:10]}"
         lines.setdefault(line, []).append(one["benchmark"])

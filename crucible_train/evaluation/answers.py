@@ -61,7 +61,7 @@ async def answer(
     seed: int,
 ) -> list[Answer]:
     """Ask every question at once; one answer each."""
-    stops = tuple(stop for stop in renderer.stop_sequences() if isinstance(stop, int))
+    stops = renderer.stop_sequences()
 
     async def ask(question: Question) -> Answer:
         params = SamplingParams(
@@ -69,7 +69,8 @@ async def answer(
             temperature=config.temperature,
             top_p=config.top_p,
             seed=fold(seed, "answer", question.row),
-            stop_token_ids=stops,
+            stop_token_ids=tuple(stop for stop in stops if isinstance(stop, int)),
+            stop_texts=tuple(stop for stop in stops if isinstance(stop, str)),
         )
         prompt = renderer.build_generation_prompt(question.messages, question.tools or None)
         (written,) = await client.sample(prompt, 1, params)

@@ -184,8 +184,10 @@ def _timings(batch: Sequence[Example], seconds: float) -> dict[str, float]:
 
 
 def _watch(state: LoopState, metrics: Mapping[str, float], config: EvalConfig) -> LoopState:
-    """Compare the watched metric with the best so far."""
+    """Compare the watched metric with the best so far. Where nothing was measured, nothing is held out."""
     name = config.metric_for_best_model
+    if not any(key.startswith("eval/") for key in metrics) and name.startswith("eval/"):
+        return state
     if name not in metrics:
         known = ", ".join(sorted(metrics))
         raise ConfigError(f"eval.metric_for_best_model: {name!r} is not measured; measured are {known}")

@@ -14,7 +14,7 @@ from crucible_train.digests import DigestMemory
 from crucible_train.errors import ModelError
 from crucible_train.recipes.sft import SFTConfig
 from crucible_train.renderers.tokenizer import CONFIG_FILE, DEFINITION_FILE, FastTokenizer
-from crucible_train.stages.base import EXTERNAL, Stage
+from crucible_train.stages.base import EXTERNAL, Stage, in_thread
 from crucible_train.types import ArtifactRef
 
 BUILT_IN = "smollm2-135m-instruct"
@@ -84,7 +84,7 @@ class PrepareModel(Stage[SFTConfig]):
     async def run(self, inputs: Mapping[str, Path], folder: Path) -> None:
         """Convert weights and tokenizer."""
         terminal.field("model", f"converting {self._source.name} to safetensors, once")
-        wiring.convert_gguf(self._source, folder)
+        await in_thread(wiring.convert_gguf, self._source, folder)
         own = _own_tokenizer(self._source, self._sha256)
         if own is not None:
             for name in (DEFINITION_FILE, CONFIG_FILE):

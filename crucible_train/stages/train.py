@@ -16,7 +16,7 @@ from crucible_train.metrics_file import METRICS_FILE, TIMINGS_FILE
 from crucible_train.ports import MetricsLogger, ModelInfo, RunInfo, RunStatus, TrainingClient
 from crucible_train.recipes.sft import SFTConfig, SFTResult, peak_rate, plan_of, train
 from crucible_train.renderers import FastTokenizer
-from crucible_train.stages.base import Stage
+from crucible_train.stages.base import Stage, in_thread
 from crucible_train.types import ArtifactRef, Hardware
 
 ADAPTER = "adapter"
@@ -47,7 +47,6 @@ class Train(Stage[SFTConfig]):
     code = (
         "recipes.sft",
         "loop",
-        "losses",
         "data",
         "types",
         "seeds",
@@ -65,22 +64,34 @@ class Train(Stage[SFTConfig]):
         self._run_dir = run_dir
 
     def identity(self, inputs: Mapping[str, ArtifactRef]) -> dict[str, Any]:
-        """Device, precision and threads decide the bits of the output."""
-        return super().identity(inputs) | {"hardware": hardware_identity(self._hardware)}
+        """Device, precision and threads decide the bits of the output, and so does a checkpoint given by its path.
+
+        What was measured ``before`` does not: its numbers follow from the model, the rows and the hardware.
+        """
+        deciding = {name: ref for name, ref in inputs.items() if name != "before"}
+        identity = super().identity(deciding) | {"hardware": hardware_identity(self._hardware)}
+        start = self.config.checkpoint.resume_from_checkpoint
+        if start not in ("auto", "never"):
+            identity["start"] = checkpoints.verify(Path(start).expanduser())
+        return identity
 
     async def run(self, inputs: Mapping[str, Path], folder: Path) -> None:
         """Train, and put the published weights, the metrics and the result into ``folder``."""
         config = self.config
         logger = wiring.metrics_logger(config.report_to, terminal.say)
-        client = wiring.training_client(
-            inputs["model"],
-            config.peft,
-            config.engine,
-            self._hardware,
-            self._run_dir / "checkpoints",
-            name=config.model,
-            seed=config.seed,
-        )
+
+        def load() -> TrainingClient:
+            return wiring.training_client(
+                inputs["model"],
+                config.peft,
+                config.engine,
+                self._hardware,
+                self._run_dir / "checkpoints",
+                name=config.model,
+                seed=config.seed,
+            )
+
+        client = await in_thread(load)
         try:
             result = await self._train(client, logger, inputs)
         finally:

@@ -13,6 +13,7 @@ class SamplingParams:
         top_p: keep the smallest set of tokens whose probability reaches this, in (0, 1].
         seed: the same seed, prompt and parameters give the same tokens.
         stop_token_ids: stop after writing one of these.
+        stop_texts: stop once the text holds one of these; it is part of what is returned.
     """
 
     max_tokens: int
@@ -20,6 +21,7 @@ class SamplingParams:
     top_p: float = 1.0
     seed: int = 0
     stop_token_ids: tuple[int, ...] = ()
+    stop_texts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -29,3 +31,5 @@ class SamplingParams:
             raise ValueError(f"temperature must be 0 or more, not {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must lie in (0, 1], not {self.top_p}")
+        if "" in self.stop_texts:
+            raise ValueError("a stop text must not be empty")

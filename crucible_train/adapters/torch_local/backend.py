@@ -340,7 +340,8 @@ class LocalBackend:
         if not waiting:
             return  # an earlier caller's batch has answered this one
         try:
-            written = sampler.write(self._model, [(tokens, index, params) for tokens, index, params, _ in waiting])
+            requests = [(tokens, index, params) for tokens, index, params, _ in waiting]
+            written = sampler.write(self._model, requests, lambda tokens: self._tokenizer.decode(tokens))
         except BaseException as error:
             for *_, future in waiting:
                 future.set_exception(error)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
@@ -125,7 +126,7 @@ def _read(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
                 local_files_only=True,
                 trust_remote_code=False,
             )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"model: {folder} could not be loaded: {str(error).splitlines()[0]}") from error
     model.eval()
     for parameter in model.parameters():

@@ -33,6 +33,7 @@ class Precision:
         """float32 or bfloat16."""
         self.dtype = dtype
         self._shadows: list[tuple[Tensor, Tensor]] = []
+        self._followers: list[Callable[[], None]] = []
 
     @property
     def is_mixed(self) -> bool:
@@ -56,11 +57,17 @@ class Precision:
         self._shadows.append((parameter, shadow))
         return shadow
 
+    def when_refreshed(self, follow: Callable[[], None]) -> None:
+        """Have ``follow`` called whenever trained weights have changed."""
+        self._followers.append(follow)
+
     @torch.no_grad()
     def refresh(self) -> None:
         """Copy trained weights into their shadows; to be called after they change."""
         for parameter, shadow in self._shadows:
             shadow.copy_(parameter)
+        for follow in self._followers:
+            follow()
 
 
 def install(model: nn.Module, precision: Precision, *, remakes: bool) -> dict[str, int]:
@@ -160,19 +167,21 @@ def _lora_product(
 
 
 class _Factors:
-    """``A`` and ``s B`` in the precision of products, made again when one of them has changed: for sampling."""
+    """``A`` and ``s B`` in the precision of products, made once for all passes without gradient until they change."""
 
-    def __init__(self, a: Tensor, b: Tensor, scale: float) -> None:
+    def __init__(self, a: Tensor, b: Tensor, scale: float, precision: Precision) -> None:
         self._a, self._b, self._scale = a, b, scale
+        self._dtype = precision.dtype
         self._made: tuple[Tensor, Tensor] | None = None
-        self._versions = (-1, -1)
+        precision.when_refreshed(self._forget)
 
-    def of(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        versions = (self._a._version, self._b._version)  # noqa: SLF001 - torch's count of changes has no other name
-        if self._made is None or self._versions != versions:
-            self._made = (self._a.detach().to(dtype), (self._b.detach() * self._scale).to(dtype))
-            self._versions = versions
+    def get(self) -> tuple[Tensor, Tensor]:
+        if self._made is None:
+            self._made = (self._a.detach().to(self._dtype), (self._b.detach() * self._scale).to(self._dtype))
         return self._made
+
+    def _forget(self) -> None:
+        self._made = None
 
 
 class _Lora(torch.autograd.Function):
@@ -216,14 +225,14 @@ def _install_lora(module: LoraLinear, precision: Precision) -> int:
         return 0
     a, b = module.lora_A[adapter].weight, module.lora_B[adapter].weight
     scale = float(module.scaling[adapter])
-    factors = _Factors(a, b, scale)
+    factors = _Factors(a, b, scale, precision)
 
     def forward(x: Tensor) -> Tensor:
         if module.disable_adapters:
             return _Linear.apply(x, base.weight, compute, base.bias)
         if not torch.is_grad_enabled():
             flat = x.reshape(-1, x.shape[-1]).to(compute.dtype)
-            return _lora_product(flat, compute, base.bias, *factors.of(compute.dtype))[0].view(*x.shape[:-1], -1)
+            return _lora_product(flat, compute, base.bias, *factors.get())[0].view(*x.shape[:-1], -1)
         return _Lora.apply(x, compute, base.bias, a, b, scale)
 
     module.forward = forward

@@ -6,7 +6,7 @@ row, and finished rows are dropped.
 Axes: B rows, V vocabulary, X hidden width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -33,22 +33,37 @@ class _Row:
     prompt: np.ndarray
     params: SamplingParams
     draws: np.random.Generator
+    decode: Callable[[Sequence[int]], str]
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
 
     @property
     def stop_reason(self) -> Literal["stop", "length"] | None:
         """Why nothing more is written, or None."""
-        if self.tokens and self.tokens[-1] in self.params.stop_token_ids:
+        if self.tokens and (self.tokens[-1] in self.params.stop_token_ids or self._holds_stop_text()):
             return "stop"
         return "length" if len(self.tokens) >= self.params.max_tokens else None
 
+    def _holds_stop_text(self) -> bool:
+        """Whether the last tokens hold a stop text; a token is a byte of text at least, a character four at most."""
+        if not self.params.stop_texts:
+            return False
+        text = self.decode(self.tokens[-4 * max(map(len, self.params.stop_texts)) - 1 :])
+        return any(stop in text for stop in self.params.stop_texts)
+
 
 @torch.no_grad()
-def write(model: EngineModel, requests: Sequence[tuple[np.ndarray, int, SamplingParams]]) -> list[TokensWithLogprobs]:
-    """Answer requests of (prompt ids, which of its samples, parameters), in their order."""
+def write(
+    model: EngineModel,
+    requests: Sequence[tuple[np.ndarray, int, SamplingParams]],
+    decode: Callable[[Sequence[int]], str],
+) -> list[TokensWithLogprobs]:
+    """Answer requests of (prompt ids, which of its samples, parameters), in their order.
+
+    ``decode`` gives the text of tokens, for stop texts.
+    """
     rows = [
-        _Row(prompt, params, np.random.Generator(np.random.Philox(key=[params.seed, sample])))
+        _Row(prompt, params, np.random.Generator(np.random.Philox(key=[params.seed, sample])), decode)
         for prompt, sample, params in requests
     ]
     # Rows of like length stand together, so that a batch reserves little more than it uses.
