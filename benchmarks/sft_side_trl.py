@@ -3,8 +3,8 @@
 Options: ``rows`` (packs a micro-batch, which TRL joins into one row), ``bf16`` (autocast), ``checkpointing``.
 
 TRL gets the packs ready made, as its own ``pack_dataset(strategy="bfd")`` would give them: ``input_ids``, ``labels``
-and ``seq_lengths``. Its collator turns the lengths into ``position_ids`` that start again with every example and gives no
-attention mask; transformers makes a block-diagonal mask of that for SDPA, so that no example sees another.
+and ``seq_lengths``. Its collator turns the lengths into ``position_ids`` that start again with every example and gives
+no attention mask; transformers makes a block-diagonal mask of that for SDPA, so that no example sees another.
 """
 
 import tempfile

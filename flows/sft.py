@@ -50,7 +50,7 @@ async def sft(config: SFTConfig = SFTConfig()) -> str:
 
     after = (await evaluate(config, hardware, given | {"trained": trained}, "after")).ref
     refs = given | {"before": before, "trained": trained, "after": after}
-    packaged = await package(config, hardware, run_id, refs)
+    packaged = await package(config, hardware, run_dir, refs)
     folder = wiring.blob_store(config.cache_dir).fetch(packaged.ref)
     seconds = time.monotonic() - started
     is_new = run_directory.finish(run_dir, folder, config, refs | {"package": packaged.ref}, hardware, seconds)

@@ -46,7 +46,7 @@ async def render(config: SFTConfig, inputs: Refs) -> Outcome:
     return outcome
 
 
-@stage_task("evaluate")
+@stage_task("evaluate", run_name="evaluate {name}")
 async def evaluate(config: SFTConfig, hardware: Hardware, inputs: Refs, name: str) -> Outcome:
     """Held-out figures, from ``model``, ``conversations``, ``rendered`` and, where it is there, ``trained``."""
     outcome = await resolve(Evaluate(config, hardware), inputs, config.cache_dir)
@@ -61,9 +61,9 @@ async def train(config: SFTConfig, hardware: Hardware, run_dir: Path, inputs: Re
 
 
 @stage_task("package")
-async def package(config: SFTConfig, hardware: Hardware, run_id: str, inputs: Refs) -> Outcome:
+async def package(config: SFTConfig, hardware: Hardware, run_dir: Path, inputs: Refs) -> Outcome:
     """What a user takes away, from everything before."""
-    return await resolve(Package(config, hardware, run_id), inputs, config.cache_dir)
+    return await resolve(Package(config, hardware, run_dir), inputs, config.cache_dir)
 
 
 def summary_of(outcome: Outcome, config: SFTConfig) -> dict[str, object]:

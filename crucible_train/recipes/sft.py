@@ -25,8 +25,8 @@ from crucible_train.data.batching import BatchPlan
 from crucible_train.data.examples import normalised
 from crucible_train.data.tables import Example
 from crucible_train.errors import ConfigError
-from crucible_train.loop.run import Cadence, TrainingRun
-from crucible_train.loop.state import LoopState
+from crucible_train.loop.run import Cadence, TrainingRun, unbroken
+from crucible_train.loop.state import Best, LoopState
 from crucible_train.ports import TrainingClient
 from crucible_train.schedules import Schedule, count_steps
 from crucible_train.types import AdamParams, CrossEntropy
@@ -94,23 +94,19 @@ async def train(
     evals = Cadence.of(config.eval.eval_steps, plan.num_steps)
     saves = Cadence.of(config.checkpoint.save_steps, plan.num_steps)
     state = await run.resume()
-    latest: Mapping[str, float] = {}
     if state.step == 0:
         run.log(0, first_metrics)
     async with run.guarded(lambda: state):
-        while state.step < plan.num_steps and not _is_exhausted(state, config):
-            started = time.monotonic()
-            batch = [examples[index] for index in plan.batch(state.step)]
-            rate = schedule.rate(state.step)
-            latest = await _step(client, batch, config.train, rate)
-            state = _advance(state, batch)
-            latest |= {"progress/epoch": plan.epoch(state.step), "progress/num_tokens": state.num_tokens}
-            timings = _timings(batch, time.monotonic() - started)
-            if evals.is_due(state.step):
-                latest |= await evaluate(state.step)
-                state = _watch(state, latest, config.eval)
-            run.log(state.step, latest | timings)
-            is_best = _keeps_best(config) and state.best.step == state.step
+        while state.unlogged is not None or (state.step < plan.num_steps and not _is_exhausted(state, config)):
+            timings: Mapping[str, float] = {}
+            if state.unlogged is None:  # else the run was stopped between a step and its evaluation
+                batch = [examples[index] for index in plan.batch(state.step)]
+                started = time.monotonic()
+                metrics = await _step(client, batch, config.train, schedule.rate(state.step))
+                timings = _timings(batch, time.monotonic() - started)
+                state = _advance(state, batch, metrics, plan)
+            state = await _finish_step(state, timings, evaluate if evals.is_due(state.step) else None, config.eval, run)
+            is_best = config.checkpoint.load_best_model_at_end and state.best.step == state.step
             if is_best or run.is_save_due(state.step, saves):
                 await run.save(state)
         if state.step > 0 and run.is_save_due(state.step, Cadence(1, plan.num_steps)):
@@ -118,7 +114,7 @@ async def train(
     published = (
         state.best.step if config.checkpoint.load_best_model_at_end and state.best.value is not None else state.step
     )
-    return SFTResult(state.step, state.step < plan.num_steps, published, latest)
+    return SFTResult(state.step, state.step < plan.num_steps, published, run.last_metrics())
 
 
 def plan_of(config: SFTConfig, num_examples: int) -> BatchPlan:
@@ -156,26 +152,45 @@ async def _step(client: TrainingClient, batch: Sequence[Example], train: OptimCo
     """One optimizer step over a batch."""
     datums_D = normalised(batch, train.loss_normalisation)
     output = await client.forward_backward(datums_D, CrossEntropy())
-    optim = await client.optim_step(
-        AdamParams(
-            learning_rate=rate,
-            beta1=train.adam_beta1,
-            beta2=train.adam_beta2,
-            eps=train.adam_epsilon,
-            weight_decay=train.weight_decay,
-            grad_clip_norm=train.max_grad_norm,
-        )
+    adam = AdamParams(
+        learning_rate=rate,
+        beta1=train.adam_beta1,
+        beta2=train.adam_beta2,
+        eps=train.adam_epsilon,
+        weight_decay=train.weight_decay,
+        grad_clip_norm=train.max_grad_norm,
     )
+    optim = await unbroken(client.optim_step(adam))  # it moves the weights, so the state must move with it
     return {"train/loss": output.loss, "optim/learning_rate": rate, "optim/grad_norm": optim["grad_norm"]}
 
 
-def _advance(state: LoopState, batch: Sequence[Example]) -> LoopState:
+def _advance(state: LoopState, batch: Sequence[Example], metrics: Mapping[str, float], plan: BatchPlan) -> LoopState:
+    """The state after a step whose evaluation is still to come."""
+    step, num_tokens = state.step + 1, state.num_tokens + sum(int(example.tokens_T.size) for example in batch)
     return replace(
         state,
-        step=state.step + 1,
-        num_tokens=state.num_tokens + sum(int(example.tokens_T.size) for example in batch),
+        step=step,
+        num_tokens=num_tokens,
         num_trained_tokens=state.num_trained_tokens + sum(int((example.weights_T > 0).sum()) for example in batch),
+        unlogged={**metrics, "progress/epoch": plan.epoch(step), "progress/num_tokens": num_tokens},
     )
+
+
+async def _finish_step(
+    state: LoopState,
+    timings: Mapping[str, float],
+    evaluate: Evaluate | None,
+    config: EvalConfig,
+    run: TrainingRun,
+) -> LoopState:
+    """Evaluate where it is due, and log the step."""
+    metrics, best = dict(state.unlogged or {}), state.best
+    if evaluate is not None:
+        measured = await evaluate(state.step)
+        metrics.update(measured)
+        best = _watch(state, metrics, config) if measured else best
+    run.log(state.step, {**metrics, **timings})
+    return replace(state, best=best, unlogged=None)
 
 
 def _timings(batch: Sequence[Example], seconds: float) -> dict[str, float]:
@@ -183,28 +198,20 @@ def _timings(batch: Sequence[Example], seconds: float) -> dict[str, float]:
     return {"time/step_s": seconds, "perf/tokens_per_second": num_tokens / seconds}
 
 
-def _watch(state: LoopState, metrics: Mapping[str, float], config: EvalConfig) -> LoopState:
-    """Compare the watched metric with the best so far. Where nothing was measured, nothing is held out."""
+def _watch(state: LoopState, metrics: Mapping[str, float], config: EvalConfig) -> Best:
+    """Compare the watched metric with the best so far."""
     name = config.metric_for_best_model
-    if not any(key.startswith("eval/") for key in metrics) and name.startswith("eval/"):
-        return state
     if name not in metrics:
         known = ", ".join(sorted(metrics))
         raise ConfigError(f"eval.metric_for_best_model: {name!r} is not measured; measured are {known}")
-    best = state.best.after(
+    return state.best.after(
         metrics[name],
         state.step,
         greater_is_better=config.greater_is_better,
         threshold=config.early_stopping_threshold,
     )
-    return replace(state, best=best)
 
 
 def _is_exhausted(state: LoopState, config: SFTConfig) -> bool:
     patience = config.eval.early_stopping_patience
     return patience is not None and state.best.num_evals_since >= patience
-
-
-def _keeps_best(config: SFTConfig) -> bool:
-    """Whether the best weights may be needed after later steps have changed them."""
-    return config.checkpoint.load_best_model_at_end

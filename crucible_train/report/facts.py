@@ -11,7 +11,7 @@ from crucible_train.config.overrides import differences, to_overrides
 from crucible_train.config.redaction import redacted
 from crucible_train.data.rows import merge_counts
 from crucible_train.evaluation.comparison import Compared, compare
-from crucible_train.metrics_file import TIMINGS_FILE, read_metrics
+from crucible_train.metrics_file import read_metrics
 from crucible_train.recipes.sft import SFTConfig
 
 
@@ -47,7 +47,9 @@ class RunFacts:
     hardware: str
 
 
-def gather(config: SFTConfig, inputs: Mapping[str, Path], hardware: str, title: str) -> RunFacts:
+def gather(
+    config: SFTConfig, inputs: Mapping[str, Path], hardware: str, title: str, timings: Sequence[Mapping[str, Any]]
+) -> RunFacts:
     """Read the artifacts of a run."""
     before, after = (_lines(inputs[name] / "results.jsonl") for name in ("before", "after"))
     data, rendered = (files.read_json(inputs[name] / "summary.json") for name in ("conversations", "rendered"))
@@ -59,7 +61,7 @@ def gather(config: SFTConfig, inputs: Mapping[str, Path], hardware: str, title: 
         compared=compare(before, after, config.seed),
         samples=_samples(before, after),
         metrics=read_metrics(inputs["trained"]),
-        timings=read_metrics(inputs["trained"], TIMINGS_FILE),
+        timings=timings,
         result=files.read_json(inputs["trained"] / "result.json"),
         data=data,
         rendered=rendered,

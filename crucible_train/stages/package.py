@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from crucible_train import files, terminal
-from crucible_train.metrics_file import METRICS_FILE, TIMINGS_FILE
+from crucible_train.metrics_file import METRICS_FILE, TIMINGS_FILE, read_metrics
 from crucible_train.recipes.sft import SFTConfig
 from crucible_train.renderers import FastTokenizer
 from crucible_train.report.charts import loss_chart, png
@@ -48,28 +48,27 @@ class Package(Stage[SFTConfig]):
     code = ("report", "evaluation", "renderers", "config")
     libraries = ("matplotlib",)
 
-    def __init__(self, config: SFTConfig, hardware: Hardware, run_id: str) -> None:
-        """Package the run of this id."""
+    def __init__(self, config: SFTConfig, hardware: Hardware, run_dir: Path) -> None:
+        """Package the run of this directory, whose name is the run's id."""
         super().__init__(config)
         self._hardware = hardware
-        self._run_id = run_id
+        self._run_dir = run_dir
 
     def identity(self, inputs: Mapping[str, ArtifactRef]) -> dict[str, Any]:
         """The report names the run and the hardware."""
-        return super().identity(inputs) | {"run_id": self._run_id, "hardware": self._hardware.description}
+        return super().identity(inputs) | {"run_id": self._run_dir.name, "hardware": self._hardware.description}
 
     async def run(self, inputs: Mapping[str, Path], folder: Path) -> None:
         """Lay everything out as the run directory has it."""
-        facts = gather(self.config, inputs, self._hardware.description, self._run_id)
+        timings = read_metrics(self._run_dir, TIMINGS_FILE)
+        facts = gather(self.config, inputs, self._hardware.description, self._run_dir.name, timings)
         _publish(self.config, facts, inputs, folder / PUBLISHED)
         _write_evaluation(facts, inputs, folder / EVALUATION)
         files.write_text(folder / REPORT, page(facts))
         files.write_text(folder / SUMMARY_PAGE, summary(facts) + "\n")
         files.write_bytes(folder / LOSS_CURVE, png(loss_chart(facts.metrics)))
         files.write_text(folder / QUARANTINE, "".join(files.canonical_json(row) + "\n" for row in facts.bad_rows))
-        for name in (METRICS_FILE, TIMINGS_FILE):
-            if (inputs["trained"] / name).is_file():
-                files.copy_file(inputs["trained"] / name, folder / name)
+        files.copy_file(inputs["trained"] / METRICS_FILE, folder / METRICS_FILE)
 
 
 def report(run_dir: Path, package: Path, *, is_new: bool) -> None:

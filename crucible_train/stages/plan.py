@@ -130,7 +130,9 @@ class _Stages:
         self._stage("evaluate after", "after", Evaluate(config, hardware), (*given, "trained"))
         if all(name in self.refs for name in train_inputs):
             name = run_id(config, train.key({key: self.refs[key] for key in train_inputs}))
-            self._stage("package", "package", Package(config, hardware, name), (*given, "before", "trained", "after"))
+            self._stage(
+                "package", "package", Package(config, hardware, Path(name)), (*given, "before", "trained", "after")
+            )
         else:
             self.states.append(("package", "to run"))
 

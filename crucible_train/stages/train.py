@@ -1,6 +1,5 @@
 """Training, in a run directory that is its working place and its record."""
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +11,7 @@ from crucible_train.data.rendering import TRAIN, VALIDATION
 from crucible_train.data.tables import Examples
 from crucible_train.evaluation.nll import measure_nll, nll_metrics
 from crucible_train.loop.run import TrainingRun
-from crucible_train.metrics_file import METRICS_FILE, TIMINGS_FILE
+from crucible_train.metrics_file import METRICS_FILE
 from crucible_train.ports import MetricsLogger, ModelInfo, RunInfo, RunStatus, TrainingClient
 from crucible_train.recipes.sft import SFTConfig, SFTResult, peak_rate, plan_of, train
 from crucible_train.renderers import FastTokenizer
@@ -22,7 +21,7 @@ from crucible_train.types import ArtifactRef, Hardware
 ADAPTER = "adapter"
 MODEL = "model"
 RESULT = "result.json"
-_OPTIMIZER_FILES = ("optimizer.safetensors", "loop.json", "metrics.jsonl", checkpoints.MANIFEST)
+_NOT_PUBLISHED = ("optimizer.safetensors", "loop.json", "metrics.jsonl")
 
 
 class Train(Stage[SFTConfig]):
@@ -124,12 +123,12 @@ class Train(Stage[SFTConfig]):
         checkpoint = self._run_dir / "checkpoints" / checkpoints.checkpoint_name(result.published_step)
         checkpoints.verify(checkpoint)
         target = folder / (ADAPTER if self.config.peft.use_peft else MODEL)
-        shutil.copytree(checkpoint, target, ignore=shutil.ignore_patterns(*_OPTIMIZER_FILES))
+        for name in files.read_json(checkpoint / checkpoints.MANIFEST)["files"]:
+            if name not in _NOT_PUBLISHED:
+                files.copy_file(checkpoint / name, target / name)
         if not self.config.peft.use_peft:
             FastTokenizer.from_folder(model_dir).to_folder(target)
-        for name in (METRICS_FILE, TIMINGS_FILE):
-            if (self._run_dir / name).is_file():
-                files.copy_file(self._run_dir / name, folder / name)
+        files.copy_file(self._run_dir / METRICS_FILE, folder / METRICS_FILE)
         files.write_json(folder / RESULT, asdict(result))
 
 

@@ -39,7 +39,7 @@ def _stages(config: SFTConfig, source: Path) -> list[Stage[SFTConfig]]:
         Render(config),
         Evaluate(config, HARDWARE),
         Train(config, HARDWARE, Path()),
-        Package(config, HARDWARE, "run"),
+        Package(config, HARDWARE, Path("run")),
     ]
 
 

@@ -29,7 +29,7 @@ from crucible_train.adapters.torch_local.state import restore, take_snapshot
 from crucible_train.adapters.torch_local.stream import TokenStream, micro_batches, scored
 from crucible_train.adapters.torch_local.training_mode import TrainingMode
 from crucible_train.adapters.torch_local.worker import Worker, share_one_heap
-from crucible_train.errors import CheckpointError, TrainingError
+from crucible_train.errors import CheckpointError, CrucibleError, TrainingError
 from crucible_train.ports import ModelInfo, StepOutput, Tokenizer
 from crucible_train.types import (
     AdamParams,
@@ -120,7 +120,12 @@ class LocalBackend:
 
     async def optim_step(self, adam: AdamParams) -> Mapping[str, float]:
         """Take one AdamW step with the gathered gradient and clear it."""
-        return await self._compute(self._step, adam)
+        try:
+            return await self._compute(self._step, adam)
+        except RuntimeError as error:
+            if isinstance(error, CrucibleError):
+                raise
+            raise TrainingError(f"an optimizer step failed: {error}") from error
 
     async def save_state(
         self, name: str, *, attachments: Mapping[str, bytes] | None = None, with_optimizer: bool = True
@@ -235,9 +240,9 @@ class LocalBackend:
         except Exception as error:
             if with_gradient:
                 self._clear_gradients()
-            if isinstance(error, RuntimeError) and not isinstance(error, TrainingError):
-                raise TrainingError(f"a pass over {len(datums)} sequences failed: {error}") from error
-            raise
+            if isinstance(error, CrucibleError):
+                raise
+            raise TrainingError(f"a pass over {len(datums)} sequences failed: {error}") from error
 
     def _cross_entropy(self, datums: Sequence[Datum], with_gradient: bool) -> StepOutput:
         found_D = [np.zeros(datum.num_tokens, np.float32) for datum in datums]
