@@ -14,7 +14,6 @@ the training steps. Recorded as ``results/first_contact.json``.
 """
 
 import argparse
-import asyncio
 import gzip
 import json
 import os
@@ -49,6 +48,21 @@ lora_r: 16
 logging_steps: 1
 report_to: none
 """
+_CONVERT = """
+import asyncio, json, sys
+from crucible_train import wiring
+from crucible_train.recipes.sft import SFTConfig
+from crucible_train.stages.base import resolve
+from crucible_train.stages.prepare_model import PrepareModel, locate
+model, cache_dir = sys.argv[1:]
+config = SFTConfig(model=model) if model else SFTConfig()
+source = locate(config.model)
+if source.is_dir():
+    print(json.dumps([str(source), False]))
+else:
+    outcome = asyncio.run(resolve(PrepareModel(config, source), {}, cache_dir))
+    print(json.dumps([str(wiring.blob_store(cache_dir).fetch(outcome.ref)), True]))
+"""
 _SAMPLE_EVERY_S = 0.25
 _FIELDS = ("wall_s", "peak_tree_pss_mib", "max_rss_mib", "console_lines", "steps", "tokens_per_second")
 
@@ -72,7 +86,7 @@ def main() -> None:
         folder = Path(name)
         rows = folder / "rows.jsonl"
         write_rows(rows, arguments.rows)
-        model, converted = asyncio.run(convert_model(arguments.model, folder / "converted"))
+        model, converted = convert_model(arguments.model, folder / "converted")
         for turn in range(arguments.rounds):
             rounds.append(_ours(folder / f"ours-{turn}", rows, converted, arguments.model, arguments.overrides))
             if arguments.peers:
@@ -106,19 +120,17 @@ def write_rows(path: Path, num_rows: int) -> None:
             target.write(json.dumps({"messages": messages}, ensure_ascii=False) + "\n")
 
 
-async def convert_model(model: str | None, cache_dir: Path) -> tuple[Path, Path | None]:
-    """The model as a folder, and the cache that holds nothing but it; None where it needs no converting."""
-    from crucible_train import wiring
-    from crucible_train.recipes.sft import SFTConfig
-    from crucible_train.stages.base import resolve
-    from crucible_train.stages.prepare_model import PrepareModel, locate
+def convert_model(model: str | None, cache_dir: Path) -> tuple[Path, Path | None]:
+    """The model as a folder, and the cache that holds nothing but it; None where it needs no converting.
 
-    config = SFTConfig(model=model) if model else SFTConfig()
-    source = locate(config.model)
-    if source.is_dir():
-        return source, None
-    outcome = await resolve(PrepareModel(config, source), {}, str(cache_dir))
-    return wiring.blob_store(str(cache_dir)).fetch(outcome.ref), cache_dir
+    In a process of its own: the memory of the one that starts a command counts in the command's ``ru_maxrss``.
+    """
+    command = [sys.executable, "-c", _CONVERT, model or "", cache_dir]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=record.ROOT)
+    if done.returncode != 0:
+        sys.exit(f"the model could not be prepared:\n{done.stderr[-4000:]}")
+    folder, is_converted = json.loads(done.stdout.splitlines()[-1])
+    return Path(folder), cache_dir if is_converted else None
 
 
 def _ours(

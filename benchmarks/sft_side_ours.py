@@ -10,7 +10,7 @@ from benchmarks.sft_side import Stopwatch, arguments
 from crucible_train.adapters.torch_local.backend import EngineSettings, LocalBackend
 from crucible_train.adapters.torch_local.loading import Lora
 from crucible_train.data.examples import normalised
-from crucible_train.data.tables import Example
+from crucible_train.data.examples import Example
 from crucible_train.types import AdamParams, CrossEntropy, Hardware
 
 

@@ -1,7 +1,7 @@
 """The plain loop of the SFT speed benchmark: transformers' own model, padded batches, all logits, its own loss.
 
 Options: ``attention`` (sdpa or eager), ``batch_size`` (examples padded together, in the order of the step, not sorted
-by length; gradients of a step's batches are added, each weighed by its trained tokens).
+by length; 0 takes the whole step). Gradients of a step's batches are added, each weighed by its trained tokens.
 """
 
 import torch
@@ -30,8 +30,9 @@ def main() -> None:
         examples = workload.examples(step)
         num_trained = sum(len(example.tokens) - example.num_prompt for example in examples)
         total = 0.0
-        for start in range(0, len(examples), options["batch_size"]):
-            batch = examples[start : start + options["batch_size"]]
+        batch_size = options["batch_size"] or len(examples)
+        for start in range(0, len(examples), batch_size):
+            batch = examples[start : start + batch_size]
             ids = pad_sequence([torch.tensor(example.tokens) for example in batch], batch_first=True)
             labels = pad_sequence([torch.tensor(e.labels) for e in batch], batch_first=True, padding_value=-100)
             is_real = pad_sequence([torch.ones(len(e.tokens), dtype=torch.long) for e in batch], batch_first=True)

@@ -23,7 +23,6 @@ from typing import Any
 from benchmarks import peers, record
 from benchmarks.sft_workload import PACK_LENGTH, PACKS_A_STEP, SHAPES, Workload, draw_steps
 
-PLAIN_BATCH_SIZE = 8
 WARM_UP_STEPS = 1
 LOSS_TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
 _FIELDS = ("tokens_per_second", "tokens_per_cpu_second", "max_rss_mib")
@@ -44,7 +43,7 @@ def _trl(rows: int, *, bf16: bool = False, checkpointing: bool = False) -> Side:
     return Side("benchmarks.sft_side_trl", options, "bfloat16" if bf16 else "float32", is_peer=True)
 
 
-def _plain(attention: str, batch_size: int = PLAIN_BATCH_SIZE) -> Side:
+def _plain(attention: str, batch_size: int = 0) -> Side:
     return Side("benchmarks.sft_side_plain", {"attention": attention, "batch_size": batch_size})
 
 
@@ -59,7 +58,8 @@ SIDES: Mapping[str, Side] = {
     "trl_bf16": _trl(rows=1, bf16=True),
     "trl_bf16_checkpointing": _trl(rows=1, bf16=True, checkpointing=True),
     "plain_eager": _plain("eager"),
-    "plain_batch_of_4": _plain("sdpa", batch_size=4),
+    "plain_batches_of_8": _plain("sdpa", batch_size=8),
+    "plain_batches_of_4": _plain("sdpa", batch_size=4),
 }
 DEFAULT_SIDES = ("ours", "ours_bf16", "trl", "plain")
 
@@ -217,8 +217,8 @@ def _print_summary(summary: Mapping[str, Any]) -> None:
 def _describe(workload: Workload) -> str:
     num_examples = sum(len(workload.examples(step)) for step in range(len(workload.steps)))
     return (
-        f"{len(workload.steps)} steps, {num_examples} examples, {workload.num_tokens()} tokens; batches of"
-        f" {PLAIN_BATCH_SIZE} pad to {workload.padding_ratio(PLAIN_BATCH_SIZE):.2f} times that"
+        f"{len(workload.steps)} steps, {num_examples} examples, {workload.num_tokens()} tokens; a step"
+        f" padded to its longest example computes {workload.padding_ratio(0, WARM_UP_STEPS):.2f} times that"
     )
 
 
@@ -246,7 +246,11 @@ def _config(
         "examples_a_step": [len(workload.examples(step)) for step in range(len(workload.steps))],
         "pack_length": PACK_LENGTH,
         "packs_a_step": PACKS_A_STEP,
-        "padding_ratio_of_plain": round(workload.padding_ratio(PLAIN_BATCH_SIZE, WARM_UP_STEPS), 3),
+        "padding_ratio_of_plain": {
+            name: round(workload.padding_ratio(SIDES[name].options["batch_size"], WARM_UP_STEPS), 3)
+            for name in sides
+            if "batch_size" in SIDES[name].options
+        },
         "loss_tolerance": LOSS_TOLERANCE,
         "sides": {name: {"module": SIDES[name].module, **SIDES[name].options} for name in sides},
     }

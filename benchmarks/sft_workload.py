@@ -94,11 +94,12 @@ class Workload:
         return sum(len(e.tokens) for step in range(first_step, len(self.steps)) for e in self.examples(step))
 
     def padding_ratio(self, batch_size: int, first_step: int = 0) -> float:
-        """How many times the real tokens a loop computes that pads batches of a step to their longest example."""
+        """How many times the real tokens a loop computes that pads batches to their longest example; 0: whole steps."""
         padded = 0
         for step in range(first_step, len(self.steps)):
             lengths = [len(example.tokens) for example in self.examples(step)]
-            batches = [lengths[start : start + batch_size] for start in range(0, len(lengths), batch_size)]
+            size = batch_size or len(lengths)
+            batches = [lengths[start : start + size] for start in range(0, len(lengths), size)]
             padded += sum(len(batch) * max(batch) for batch in batches)
         return padded / self.num_tokens(first_step)
 

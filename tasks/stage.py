@@ -23,10 +23,13 @@ P = ParamSpec("P")
 def stage_task(
     name: str, run_name: str | None = None
 ) -> Callable[[Callable[P, Awaitable[Outcome]]], Callable[P, Awaitable[Outcome]]]:
-    """Run the decorated coroutine function as a task of this name; callers get its outcome."""
+    """Run the decorated coroutine function as a task of this name; callers get its outcome.
+
+    ``run_name`` may name parameters in braces, where the task runs more than once in a flow.
+    """
 
     def decorate(function: Callable[P, Awaitable[Outcome]]) -> Callable[P, Awaitable[Outcome]]:
-        @task(name=name, task_run_name=run_name, persist_result=False, cache_policy=NO_CACHE)
+        @task(name=name, task_run_name=run_name or name, persist_result=False, cache_policy=NO_CACHE)
         @functools.wraps(function)
         async def run(*args: P.args, **kwargs: P.kwargs) -> State[ArtifactRef]:
             try:

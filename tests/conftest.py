@@ -18,7 +18,7 @@ os.environ["DO_NOT_TRACK"] = "1"
 for _name in ("PREFECT_API_URL", "PREFECT_API_KEY", "PREFECT_PROFILE", "HF_HOME", "XDG_CACHE_HOME"):
     os.environ.pop(_name, None)
 
-import pytest
+import pytest  # noqa: E402 - what it loads must see that environment
 
 ROOT = Path(__file__).parents[1]
 _LOOPBACK = ("127.", "::1", "localhost", "0.0.0.0")

@@ -1,12 +1,30 @@
-"""From rendered examples to datums."""
+"""Rendered examples, and the datums they become."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
-from crucible_train.data.tables import Example
 from crucible_train.types import Datum, ModelInput, TensorData
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One rendered sequence.
+
+    Attributes:
+        tokens_T: ids, int32.
+        weights_T: how much each token counts as a target, float32, unshifted.
+        row: the conversation it comes from.
+        num_bytes: UTF-8 bytes of the text of its trained tokens.
+    """
+
+    tokens_T: npt.NDArray[np.int32]
+    weights_T: npt.NDArray[np.float32]
+    row: int
+    num_bytes: int
 
 
 def datum(example: Example, scale: float = 1.0) -> Datum:

@@ -15,9 +15,10 @@ import numpy as np
 from crucible_train import files
 from crucible_train.config.sections import DataConfig
 from crucible_train.data.batching import split
+from crucible_train.data.examples import Example
 from crucible_train.data.preparation import CONVERSATIONS, HELD_OUT, QUARANTINE, SUMMARY
 from crucible_train.data.rows import BadRow, Quarantine, Reason
-from crucible_train.data.tables import Dialogues, Example, write_examples
+from crucible_train.data.tables import Dialogues, write_examples
 from crucible_train.errors import RenderError
 from crucible_train.renderers import FastTokenizer, Renderer, TrainOnWhat, get_renderer
 

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from crucible_train import files
 from crucible_train.data.conversations import Dialogue
+from crucible_train.data.examples import Example
 from crucible_train.errors import DataError
 from crucible_train.types import conversation
 
@@ -29,23 +30,6 @@ _EXAMPLES = pa.schema(
 )
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """One rendered sequence.
-
-    Attributes:
-        tokens_T: ids, int32.
-        weights_T: how much each token counts as a target, float32, unshifted.
-        row: the conversation it comes from.
-        num_bytes: UTF-8 bytes of the text of its trained tokens.
-    """
-
-    tokens_T: npt.NDArray[np.int32]
-    weights_T: npt.NDArray[np.float32]
-    row: int
-    num_bytes: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from crucible_train.data.examples import datum
-from crucible_train.data.tables import Example
+from crucible_train.data.examples import Example, datum
 from crucible_train.ports import TrainingClient
 from crucible_train.types import CrossEntropy
 

@@ -22,8 +22,7 @@ from crucible_train.config.sections import (
     PeftConfig,
 )
 from crucible_train.data.batching import BatchPlan
-from crucible_train.data.examples import normalised
-from crucible_train.data.tables import Example
+from crucible_train.data.examples import Example, normalised
 from crucible_train.errors import ConfigError
 from crucible_train.loop.run import Cadence, TrainingRun, unbroken
 from crucible_train.loop.state import Best, LoopState
@@ -39,7 +38,7 @@ class SFTConfig(Section):
     dataset: str = option("gsm8k-sample", "a file, a folder, a hub id, any fsspec URL, or the built-in sample's name")
     output_dir: str = option("runs", "folder that holds the run folders")
     run_name: str | None = option(None, "name in front of the run's id; null makes one of model and data")
-    seed: int = option(0, "decides the split, the order and every draw; 0 to 2^63 - 1", ge=0, lt=2**63)
+    seed: int = option(0, "decides the split, the order and every draw; 0 to 4294967295", ge=0, le=2**32 - 1)
     report_to: list[str] = option(["console"], "where metrics go besides metrics.jsonl", advanced=True)
     cache_dir: str = option(
         "~/.cache/crucible_train", "store of cached artifacts: a folder or any fsspec URL", advanced=True

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from crucible_train import files, terminal, wiring
+from crucible_train.data.examples import Example
 from crucible_train.data.preparation import CONVERSATIONS, HELD_OUT
 from crucible_train.data.rendering import VALIDATION
-from crucible_train.data.tables import Dialogues, Example, Examples
+from crucible_train.data.tables import Dialogues, Examples
 from crucible_train.evaluation.answers import Answer, Question, answer, answer_metrics, questions
 from crucible_train.evaluation.nll import ExampleNll, measure_nll, nll_metrics
 from crucible_train.evaluation.scorers import choose_scorers

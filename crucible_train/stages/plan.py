@@ -18,9 +18,10 @@ from rich.text import Text
 from crucible_train import files, terminal, wiring
 from crucible_train.config.overrides import to_yaml
 from crucible_train.config.redaction import hide_secrets
+from crucible_train.data.examples import Example
 from crucible_train.data.preparation import QUARANTINE, SUMMARY
 from crucible_train.data.rendering import TRAIN
-from crucible_train.data.tables import Example, Examples
+from crucible_train.data.tables import Examples
 from crucible_train.errors import DataError
 from crucible_train.loop.run import Cadence
 from crucible_train.recipes.sft import SFTConfig, peak_rate, plan_of

@@ -71,7 +71,8 @@ class Train(Stage[SFTConfig]):
         identity = super().identity(deciding) | {"hardware": hardware_identity(self._hardware)}
         start = self.config.checkpoint.resume_from_checkpoint
         if start not in ("auto", "never"):
-            identity["start"] = checkpoints.verify(Path(start).expanduser())
+            manifest = Path(start).expanduser() / checkpoints.MANIFEST
+            identity["start"] = files.sha256_file(manifest) if manifest.is_file() else start
         return identity
 
     async def run(self, inputs: Mapping[str, Path], folder: Path) -> None:

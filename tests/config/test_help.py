@@ -62,7 +62,7 @@ def test_schema_is_json_schema_of_the_same_fields() -> None:
     schema = json.loads(_text("--schema"))
     assert set(schema["properties"]) == set(SFTConfig.model_fields)
     assert schema["additionalProperties"] is False
-    assert schema["$defs"]["OptimConfig"]["properties"]["learning_rate"]["exclusiveMinimum"] == 0
+    assert schema["$defs"]["OptimConfig"]["properties"]["adam_epsilon"]["exclusiveMinimum"] == 0
 
 
 @pytest.mark.parametrize("number_of_fields", [1, 200])

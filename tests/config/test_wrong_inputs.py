@@ -35,21 +35,21 @@ WRONG_COMMAND_LINES: list[tuple[list[str], list[str]]] = [
     (["max_steps=1.5"], ["command line: train.max_steps: must be a whole number of 1 or more, or null, not 1.5"]),
     (["max_steps=true"], ["command line: train.max_steps: must be a whole number of 1 or more, or null, not true"]),
     (["max_steps="], ["command line: train.max_steps: must be a whole number of 1 or more, or null, not ''"]),
-    (["lr=0"], ["command line: train.learning_rate (given as lr): must be a number above 0, not 0"]),
-    (["--learning_rate", "-1"], ["command line: train.learning_rate: must be a number above 0, not -1"]),
-    (["learning_rate=inf"], ["command line: train.learning_rate: must be a number above 0, not 'inf'"]),
-    (["seed=-1"], ["command line: seed: must be a whole number of 0 or more, not -1"]),
+    (["lr=0"], ["command line: train.learning_rate (given as lr): must be a number above 0 or null, not 0"]),
+    (["--learning_rate", "-1"], ["command line: train.learning_rate: must be a number above 0 or null, not -1"]),
+    (["learning_rate=inf"], ["command line: train.learning_rate: must be a number above 0 or null, not 'inf'"]),
+    (["seed=-1"], ["command line: seed: must be a whole number from 0 to 4294967295, not -1"]),
     (["top_p=0"], ["command line: eval.top_p: must be a number in (0, 1], not 0"]),
     (["lora_dropout=1"], ["command line: peft.lora_dropout: must be a number in [0, 1), not 1"]),
     (["min_lr_ratio=1.5"], ["command line: train.min_lr_ratio: must be a number in [0, 1], not 1.5"]),
     (["device=tpu"], ["command line: engine.device: must be one of auto, cpu or cuda, not 'tpu'"]),
     (["on_bad_row=skip"], ["command line: data.on_bad_row: must be stop or quarantine, not 'skip'"]),
     (["--use_peft", "maybe"], ["command line: peft.use_peft: must be true or false, not 'maybe'"]),
-    (["eval_split=1.5"], ["command line: data.eval_split: must be a share in [0, 1) or a path, not 1.5"]),
+    (["eval_split=1.5"], ["command line: data.eval_split: must be a number in [0, 1) or text, not 1.5"]),
     (
         ["eval_split=-1", "max_length=1"],
         [
-            "command line: data.eval_split: must be a share in [0, 1) or a path, not -1.0",
+            "command line: data.eval_split: must be a number in [0, 1) or text, not -1",
             "command line: data.max_length: must be a whole number of 2 or more, not 1",
         ],
     ),
@@ -142,14 +142,17 @@ WRONG_COMMAND_LINES: list[tuple[list[str], list[str]]] = [
             "command line: engine.activation_checkpointing (given as gradient_checkpointing): must be true or false, not 'unsloth'"
         ],
     ),
-    (["seed=hf_abcdefghijklmnopqrstuv"], ["command line: seed: must be a whole number of 0 or more, not '[redacted]'"]),
+    (
+        ["seed=hf_abcdefghijklmnopqrstuv"],
+        ["command line: seed: must be a whole number from 0 to 4294967295, not '[redacted]'"],
+    ),
     (
         ["seed=https://me:hunter2@host/x"],
-        ["command line: seed: must be a whole number of 0 or more, not 'https://me:[redacted]@host/x'"],
+        ["command line: seed: must be a whole number from 0 to 4294967295, not 'https://me:[redacted]@host/x'"],
     ),
     (
         ["seed={password: hunter2}"],
-        ["command line: seed: must be a whole number of 0 or more, not {password: [redacted]}"],
+        ["command line: seed: must be a whole number from 0 to 4294967295, not {password: [redacted]}"],
     ),
     (
         ["password", "hunter2"],
@@ -160,14 +163,14 @@ WRONG_COMMAND_LINES: list[tuple[list[str], list[str]]] = [
     ),
     (
         ["seed=" + "x" * 100],
-        ["command line: seed: must be a whole number of 0 or more, not 'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx...'"],
+        ["command line: seed: must be a whole number from 0 to 4294967295, not 'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx...'"],
     ),
     (
         ["model=a", "seed=b", "nope=c", "lr=d"],
         [
-            "command line: seed: must be a whole number of 0 or more, not 'b'",
+            "command line: seed: must be a whole number from 0 to 4294967295, not 'b'",
             "command line: nope: unknown; `python -m flows.sft --help` lists every field",
-            "command line: train.learning_rate (given as lr): must be a number above 0, not 'd'",
+            "command line: train.learning_rate (given as lr): must be a number above 0 or null, not 'd'",
         ],
     ),
     (["a\nb=5"], ["command line: a\\nb: unknown; `python -m flows.sft --help` lists every field"]),
@@ -263,11 +266,11 @@ def test_the_golden_cases_are_many() -> None:
 def test_problems_of_file_and_command_line_come_together_in_order() -> None:
     Path("sft.yaml").write_text("seed: x\nmodle: y\ntrain: {max_steps: 0}\n")
     assert _problems(["nope=1", "--config", "sft.yaml", "lr=0"]) == [
-        "sft.yaml:1: seed: must be a whole number of 0 or more, not 'x'",
+        "sft.yaml:1: seed: must be a whole number from 0 to 4294967295, not 'x'",
         "sft.yaml:2: modle: unknown; did you mean model?",
         "sft.yaml:3: train.max_steps: must be a whole number of 1 or more, or null, not 0",
         "command line: nope: unknown; `python -m flows.sft --help` lists every field",
-        "command line: train.learning_rate (given as lr): must be a number above 0, not 0",
+        "command line: train.learning_rate (given as lr): must be a number above 0 or null, not 0",
     ]
 
 

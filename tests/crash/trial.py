@@ -12,7 +12,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from crucible_train.adapters.torch_local.backend import EngineSettings, LocalBackend
 from crucible_train.adapters.torch_local.loading import Lora
-from crucible_train.data.tables import Example, Examples, write_examples
+from crucible_train.data.examples import Example
+from crucible_train.data.tables import Examples, write_examples
 from crucible_train.evaluation.nll import measure_nll, nll_metrics
 from crucible_train.loop.run import TrainingRun
 from crucible_train.recipes.sft import SFTConfig, SFTResult, train

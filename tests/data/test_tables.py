@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from crucible_train.data.conversations import Dialogue
-from crucible_train.data.examples import datum, normalised
-from crucible_train.data.tables import Dialogues, Example, Examples, StoredDialogue, write_dialogues, write_examples
+from crucible_train.data.examples import Example, datum, normalised
+from crucible_train.data.tables import Dialogues, Examples, StoredDialogue, write_dialogues, write_examples
 from crucible_train.types import conversation
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from crucible_train.config.sections import EvalConfig
 from crucible_train.data.conversations import Dialogue
-from crucible_train.data.tables import Dialogues, Example, StoredDialogue, write_dialogues
+from crucible_train.data.examples import Example
+from crucible_train.data.tables import Dialogues, StoredDialogue, write_dialogues
 from crucible_train.evaluation.answers import Answer, Question, answer, answer_metrics, questions
 from crucible_train.evaluation.nll import ExampleNll, measure_nll, nll_metrics
 from crucible_train.evaluation.scorers import SCORERS

@@ -279,4 +279,4 @@ async def _task_runs(flow_run_id: Any) -> list[tuple[str, str]]:
                 break
             await asyncio.sleep(0.1)
     found.sort(key=lambda run: run.start_time)
-    return [(run.name.rpartition("-")[0], run.state.name) for run in found]
+    return [(run.name, run.state.name) for run in found]

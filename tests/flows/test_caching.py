@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-ORDER = ["prepare model", "prepare data", "render", "evaluate", "train", "evaluate", "package"]
+ORDER = ["prepare model", "prepare data", "render", "evaluate before", "train", "evaluate after", "package"]
 FOUND, MADE = "Cached", "Completed"
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from crucible_train import checkpoints
 from crucible_train.adapters.torch_local.backend import LocalBackend
-from crucible_train.data.tables import Example
+from crucible_train.data.examples import Example
 from crucible_train.errors import CheckpointError, TrainingError
 from crucible_train.recipes.sft import plan_of
 

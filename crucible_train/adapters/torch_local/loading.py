@@ -21,7 +21,8 @@ from transformers.initialization import no_init_weights
 from crucible_train.adapters.torch_local.attention import LoopLayout, SegmentAttention
 from crucible_train.adapters.torch_local.hardware import torch_device, torch_dtype
 from crucible_train.adapters.torch_local.loss_head import Head, logprobs
-from crucible_train.adapters.torch_local.modules import Precision, install
+from crucible_train.adapters.torch_local.modules import install
+from crucible_train.adapters.torch_local.precision import Precision
 from crucible_train.adapters.torch_local.stream import Scored, build_stream
 from crucible_train.errors import ModelError
 from crucible_train.types import Hardware

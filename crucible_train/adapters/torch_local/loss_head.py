@@ -166,24 +166,25 @@ def _chunks(hidden: Tensor, head: Head) -> Iterator[_Chunk]:
     size = min(max(1, MAX_CHUNK_BYTES // (vocab * bytes_a_logit)), max(1, num_rows))
     buffer = torch.empty(size, vocab, dtype=torch.float32, device=hidden.device)
     products = torch.empty(size, vocab, dtype=dtype, device=hidden.device) if is_mixed else buffer
+    slopes = torch.empty_like(buffer) if head.softcap is not None else None
     for start in range(0, num_rows, size):
         rows = slice(start, min(start + size, num_rows))
         logits = buffer[: rows.stop - start]
         torch.mm(hidden[rows].to(dtype), head.compute.t(), out=products[: rows.stop - start])
         if is_mixed:
             logits.copy_(products[: rows.stop - start])
-        yield _Chunk(rows, logits, _bend(logits, head))
+        slope = None if slopes is None else slopes[: rows.stop - start]
+        _bend(logits, head, slope)
+        yield _Chunk(rows, logits, slope)
 
 
-def _bend(logits: Tensor, head: Head) -> Tensor | None:
-    """Bend raw logits as the model does, in place; the slope of the squashing, where there is one."""
+def _bend(logits: Tensor, head: Head, slope: Tensor | None) -> None:
+    """Bend raw logits as the model does, in place; where it squashes them, ``slope`` takes the derivative."""
     if head.bias is not None:
         logits.add_(head.bias)
     if head.scale != 1.0:
         logits.mul_(head.scale)
-    if head.softcap is None:
-        return None
-    logits.div_(head.softcap).tanh_()
-    slope = 1.0 - logits.square()
-    logits.mul_(head.softcap)
-    return slope
+    if head.softcap is not None:
+        logits.div_(head.softcap).tanh_()
+        torch.square(logits, out=slope).neg_().add_(1.0)
+        logits.mul_(head.softcap)

@@ -199,15 +199,23 @@ def micro_batches(items: Sequence[Scored], max_tokens: int, *, share: bool = Tru
     num_streams = max(1, -(-sum(costs) // max_tokens)) if max_tokens else len(ordered)
     target = sum(costs) / num_streams if ordered else 0
     groups: list[list[Scored]] = []
-    size = 0
+    size, slack = 0, 0
     for item, length, cost in zip(ordered, lengths, costs, strict=True):
-        if groups and size + cost <= max_tokens and size + cost / 2 <= target:
+        # Where prefixes of several lengths meet, what one has more than another may be too short for a segment.
+        more = MIN_SHARED_TOKENS - 1 if cost < length else 0
+        is_due = groups and size + cost <= max_tokens and size + cost / 2 <= target
+        if is_due and (size + cost + slack + more <= max_tokens or _is_within([*groups[-1], item], max_tokens)):
             groups[-1].append(item)
             size += cost
+            slack += more
         else:
             groups.append([item])
-            size = length
+            size, slack = length, 0
     return [build_stream(group, share=share) for group in groups]
+
+
+def _is_within(items: Sequence[Scored], max_tokens: int) -> bool:
+    return build_stream(items).num_tokens <= max_tokens
 
 
 def _saving(left: Scored | None, right: Scored, *, share: bool) -> int:
