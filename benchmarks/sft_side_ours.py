@@ -9,8 +9,7 @@ import numpy as np
 from benchmarks.sft_side import Stopwatch, arguments
 from crucible_train.adapters.torch_local.backend import EngineSettings, LocalBackend
 from crucible_train.adapters.torch_local.loading import Lora
-from crucible_train.data.examples import normalised
-from crucible_train.data.examples import Example
+from crucible_train.data.examples import Example, normalised
 from crucible_train.types import AdamParams, CrossEntropy, Hardware
 
 

@@ -17,6 +17,7 @@ _FIRST_CONTACT = (
     ("optimizer steps", "steps", "{:.0f}"),
     ("tokens/s while training", "tokens_per_second", "{:.0f}"),
 )
+_NUM_NAME_DASHES = 2
 _SHOWN_LIBRARIES = ("torch", "transformers", "trl")
 _SIDE_NAMES = {"ours": "CrucibleTrain", "trl": "TRL"}
 
@@ -24,7 +25,8 @@ _SIDE_NAMES = {"ours": "CrucibleTrain", "trl": "TRL"}
 def main() -> None:
     records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))]
     by_name = {one["benchmark"]: one for one in records}
-    speed = [one for one in records if "shape" in one["config"]]
+    # records with a suffix (settings tried out, trials) are no rows of the table
+    speed = [one for one in records if "shape" in one["config"] and one["benchmark"].count("-") == _NUM_NAME_DASHES]
     for part in (
         _speed(speed),
         _first_contact(by_name.get("first_contact")),

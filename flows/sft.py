@@ -41,7 +41,7 @@ async def sft(config: SFTConfig = SFTConfig()) -> str:
     given = {"model": model, "conversations": conversations, "rendered": rendered}
     before = (await evaluate(config, hardware, given, "before")).ref
 
-    inputs = {"model": model, "rendered": rendered, "before": before}
+    inputs = given | {"before": before}
     run_id = run_directory.run_id(config, Train(config, hardware, Path()).key(inputs))
     run_dir = run_directory.place(config, run_id)
     terminal.field("run", str(run_dir))

@@ -56,7 +56,7 @@ async def evaluate(config: SFTConfig, hardware: Hardware, inputs: Refs, name: st
 
 @stage_task("train")
 async def train(config: SFTConfig, hardware: Hardware, run_dir: Path, inputs: Refs) -> Outcome:
-    """Trained weights, from ``model``, ``rendered`` and ``before``."""
+    """Trained weights, from ``model``, ``conversations``, ``rendered`` and ``before``."""
     return await resolve(Train(config, hardware, run_dir), inputs, config.cache_dir)
 
 

@@ -109,6 +109,9 @@ class EvalConfig(Section):
 
     eval_steps: StepsOrShare = option(0.25, "evaluate every N steps, or every share of the run; 0 at the end only")
     num_samples: int = option(8, "held-out prompts answered and scored, before and after, 0 or more", ge=0)
+    num_step_samples: int = option(
+        0, "of these, answered and scored at every evaluation while training, 0 or more", ge=0, advanced=True
+    )
     max_new_tokens: int = option(256, "longest answer in tokens, 1 or more", ge=1)
     temperature: float = option(0.0, "of the answers; 0 is greedy", ge=0, advanced=True)
     top_p: float = option(1.0, "of the answers, in (0, 1]", gt=0, le=1, advanced=True)

@@ -1,24 +1,18 @@
 """Measuring a model on the held-out part: how well it predicts it, and what it answers."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from crucible_train import files, terminal, wiring
-from crucible_train.data.examples import Example
-from crucible_train.data.preparation import CONVERSATIONS, HELD_OUT
-from crucible_train.data.rendering import VALIDATION
-from crucible_train.data.tables import Dialogues, Examples
-from crucible_train.evaluation.answers import Answer, Question, answer, answer_metrics, questions
-from crucible_train.evaluation.nll import ExampleNll, measure_nll, nll_metrics
-from crucible_train.evaluation.scorers import choose_scorers
+from crucible_train.evaluation.answers import Answer, Question, answer_metrics
+from crucible_train.evaluation.nll import ExampleNll, nll_metrics
 from crucible_train.ports import TrainingClient
 from crucible_train.recipes.sft import SFTConfig
-from crucible_train.renderers import get_renderer
 from crucible_train.stages.base import Stage, in_thread
-from crucible_train.stages.render import renderer_spec
+from crucible_train.stages.held_out import HeldOutRows
 from crucible_train.stages.train import ADAPTER, MODEL, hardware_identity
 from crucible_train.types import ArtifactRef, Hardware
 
@@ -45,7 +39,7 @@ class Evaluate(Stage[SFTConfig]):
         "eval.scorers",
     )
     uses = ("engine",)
-    code = ("evaluation", "data", "renderers", "types", "seeds", "adapters.torch_local")
+    code = ("evaluation", "data", "renderers", "types", "seeds", "stages.held_out", "adapters.torch_local")
     libraries = _LIBRARIES
 
     def __init__(self, config: SFTConfig, hardware: Hardware) -> None:
@@ -82,23 +76,11 @@ class Evaluate(Stage[SFTConfig]):
             await client.close()
 
 
-def held_out_questions(config: SFTConfig, conversations: Path, held_out: Sequence[Example]) -> list[Question]:
-    """The prompts of the first held-out examples: rows that were set aside are not asked."""
-    has_own_source = isinstance(config.data.eval_split, str)
-    dialogues = Dialogues(conversations / (HELD_OUT if has_own_source else CONVERSATIONS))
-    rows = dict.fromkeys(example.row for example in held_out)
-    return questions(dialogues, list(rows), config.eval.num_samples)
-
-
 async def _measure(client: TrainingClient, config: SFTConfig, inputs: Mapping[str, Path], folder: Path) -> None:
-    held_out = list(Examples(inputs["rendered"] / VALIDATION))
-    found = await measure_nll(client, held_out)
-    asked = held_out_questions(config, inputs["conversations"], held_out)
-    scorers = choose_scorers(config.eval.scorers, [question.reference for question in asked])
-    spec = renderer_spec(config, inputs["model"], client.tokenizer())
-    renderer = get_renderer(spec.name, client.tokenizer(), **spec.options)
-    answers = await answer(client.sampling_client(), renderer, asked, scorers, config.eval, config.seed)
-    files.write_text(folder / RESULTS, "".join(json.dumps(row) + "\n" for row in _results(found, asked, answers)))
+    held_out = HeldOutRows(config, inputs, config.eval.num_samples)
+    found, answers = await held_out.nll(client), await held_out.answers(client)
+    rows = _results(found, held_out.questions, answers)
+    files.write_text(folder / RESULTS, "".join(json.dumps(row) + "\n" for row in rows))
     metrics = (nll_metrics(found) if found else {}) | answer_metrics(answers)
     files.write_json(folder / SUMMARY, {"metrics": metrics, "num_examples": len(found), "num_answers": len(answers)})
 

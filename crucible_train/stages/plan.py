@@ -125,7 +125,7 @@ class _Stages:
         self._stage("render", "rendered", Render(config), ("model", "conversations"))
         given = ("model", "conversations", "rendered")
         self._stage("evaluate before", "before", Evaluate(config, hardware), given)
-        train_inputs = ("model", "rendered", "before")
+        train_inputs = (*given, "before")
         train = Train(config, hardware, Path())
         self._stage("train", "trained", train, train_inputs)
         self._stage("evaluate after", "after", Evaluate(config, hardware), (*given, "trained"))

@@ -60,7 +60,8 @@ def _names(config: SFTConfig) -> Problems:
 
 def _watched_metric(config: SFTConfig) -> Problems:
     name, has_held_out = config.eval.metric_for_best_model, config.data.eval_split != 0
-    measured = sorted([*STEP_METRICS, *(HELD_OUT_METRICS if has_held_out else ())])
+    scores = [f"eval/{score}" for score in SCORERS] if config.eval.num_step_samples else []
+    measured = sorted([*STEP_METRICS, *((*HELD_OUT_METRICS, *scores) if has_held_out else ())])
     is_needed = config.checkpoint.load_best_model_at_end or config.eval.early_stopping_patience is not None
     if name not in measured and (is_needed or name not in HELD_OUT_METRICS):
         yield f"eval.metric_for_best_model: {name!r} is not measured; measured are {', '.join(measured)}"

@@ -7,20 +7,23 @@ from typing import Any
 
 from crucible_train import checkpoints, files, terminal, wiring
 from crucible_train.config.redaction import redacted
-from crucible_train.data.rendering import TRAIN, VALIDATION
+from crucible_train.data.rendering import TRAIN
 from crucible_train.data.tables import Examples
-from crucible_train.evaluation.nll import measure_nll, nll_metrics
+from crucible_train.evaluation.answers import answer_metrics
+from crucible_train.evaluation.nll import nll_metrics
 from crucible_train.loop.run import TrainingRun
 from crucible_train.metrics_file import METRICS_FILE
 from crucible_train.ports import MetricsLogger, ModelInfo, RunInfo, RunStatus, TrainingClient
 from crucible_train.recipes.sft import SFTConfig, SFTResult, peak_rate, plan_of, train
 from crucible_train.renderers import FastTokenizer
 from crucible_train.stages.base import Stage, in_thread
+from crucible_train.stages.held_out import HeldOutRows
 from crucible_train.types import ArtifactRef, Hardware
 
 ADAPTER = "adapter"
 MODEL = "model"
 RESULT = "result.json"
+_ANSWER_FIELDS = ("max_new_tokens", "temperature", "top_p", "scorers")
 _NOT_PUBLISHED = ("optimizer.safetensors", "loop.json", "metrics.jsonl")
 
 
@@ -34,6 +37,7 @@ class Train(Stage[SFTConfig]):
         "peft",
         "train",
         "eval.eval_steps",
+        "eval.num_step_samples",
         "eval.metric_for_best_model",
         "eval.greater_is_better",
         "eval.early_stopping_patience",
@@ -42,7 +46,15 @@ class Train(Stage[SFTConfig]):
         "engine.activation_checkpointing",
         "checkpoint.load_best_model_at_end",
     )
-    uses = ("engine", "checkpoint", "report_to")
+    uses = (
+        "engine",
+        "checkpoint",
+        "report_to",
+        "data.eval_split",
+        "data.renderer",
+        "data.renderer_options",
+        *(f"eval.{name}" for name in _ANSWER_FIELDS),
+    )
     code = (
         "recipes.sft",
         "loop",
@@ -50,7 +62,9 @@ class Train(Stage[SFTConfig]):
         "types",
         "seeds",
         "schedules",
-        "evaluation.nll",
+        "evaluation",
+        "renderers",
+        "stages.held_out",
         "adapters.torch_local",
     )
     libraries = ("torch", "transformers", "peft")
@@ -65,7 +79,8 @@ class Train(Stage[SFTConfig]):
     def identity(self, inputs: Mapping[str, ArtifactRef]) -> dict[str, Any]:
         """Device, precision and threads decide the bits of the output, and so does a checkpoint given by its path.
 
-        What was measured ``before`` does not: its numbers follow from the model, the rows and the hardware.
+        What was measured ``before`` does not: its numbers follow from the model, the rows and the hardware. How answers
+        are written and scored does only where some are asked for while training.
         """
         deciding = {name: ref for name, ref in inputs.items() if name != "before"}
         identity = super().identity(deciding) | {"hardware": hardware_identity(self._hardware)}
@@ -73,6 +88,8 @@ class Train(Stage[SFTConfig]):
         if start not in ("auto", "never"):
             manifest = Path(start).expanduser() / checkpoints.MANIFEST
             identity["start"] = files.sha256_file(manifest) if manifest.is_file() else start
+        if self.config.eval.num_step_samples:
+            identity["answers"] = self.config.eval.model_dump(mode="json", include=set(_ANSWER_FIELDS))
         return identity
 
     async def run(self, inputs: Mapping[str, Path], folder: Path) -> None:
@@ -100,7 +117,8 @@ class Train(Stage[SFTConfig]):
 
     async def _train(self, client: TrainingClient, logger: MetricsLogger, inputs: Mapping[str, Path]) -> SFTResult:
         config = self.config
-        examples, held_out = Examples(inputs["rendered"] / TRAIN), list(Examples(inputs["rendered"] / VALIDATION))
+        examples = Examples(inputs["rendered"] / TRAIN)
+        held_out = HeldOutRows(config, inputs, config.eval.num_step_samples)
         run = TrainingRun(self._run_dir, client, logger, config.checkpoint, _report)
         num_steps = plan_of(config, len(examples)).num_steps
         _describe(config, client.model_info(), num_steps)
@@ -109,7 +127,9 @@ class Train(Stage[SFTConfig]):
         first = {k: v for k, v in base["metrics"].items() if k in _NLL_METRICS} if base else {}
 
         async def evaluate(_step: int) -> Mapping[str, float]:
-            return nll_metrics(await measure_nll(client, held_out)) if held_out else {}
+            if not held_out.examples:
+                return {}
+            return nll_metrics(await held_out.nll(client)) | answer_metrics(await held_out.answers(client))
 
         status: RunStatus = "failed"
         try:

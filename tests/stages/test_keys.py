@@ -51,6 +51,8 @@ def _other(path: str, rows: Path) -> Any:
     """A valid value of the field that is not its default."""
     if path == "dataset":
         return str(rows)
+    if path == "checkpoint.resume_from_checkpoint":
+        return "never"  # a path decides, and has a test of its own
     leaf = LEAVES[path]
     for kind in members(leaf.annotation):
         if get_origin(kind) is Literal:
@@ -93,6 +95,25 @@ def test_a_field_changes_the_keys_of_the_stages_that_read_it_and_no_other(path: 
     assert {name for name in before if before[name] != after[name]} == {
         stage.name for stage in CLASSES if _reads(stage, path)
     }
+
+
+def test_a_checkpoint_to_start_from_is_part_of_the_key_by_its_content(rows: Path, tmp_path: Path) -> None:
+    keys = []
+    for name, text in (("a", "one"), ("b", "one"), ("c", "two")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.json").write_text(text)
+        keys.append(_keys(_with({"checkpoint.resume_from_checkpoint": str(tmp_path / name)}), rows)["train"])
+    assert keys[0] == keys[1] != keys[2]
+    assert _keys(SFTConfig(), rows)["train"] not in keys
+
+
+def test_how_answers_are_written_matters_to_training_only_where_it_writes_some(rows: Path) -> None:
+    def key(num_step_samples: int, max_new_tokens: int) -> str:
+        changes = {"eval.num_step_samples": num_step_samples, "eval.max_new_tokens": max_new_tokens}
+        return _keys(_with(changes), rows)["train"]
+
+    assert key(0, 8) == key(0, 9)
+    assert key(1, 8) != key(1, 9)
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,8 @@ class KeyValueCache:
 
     def advance(self) -> None:
         """Count the position that a step has added to every row."""
-        self.lengths_B += 1
+        # a finished row that still waits to be dropped may be full: it writes its last place again
+        self.lengths_B.add_(1).clamp_(max=self._capacity - 1)
 
     def keep(self, rows: Tensor) -> None:
         """Drop all rows but these."""

@@ -1,0 +1,50 @@
+"""The held-out rows of a run, as the stages measure a model on them."""
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+
+from crucible_train.data.examples import Example
+from crucible_train.data.preparation import CONVERSATIONS, HELD_OUT
+from crucible_train.data.rendering import VALIDATION
+from crucible_train.data.tables import Dialogues, Examples
+from crucible_train.evaluation.answers import Answer, Question, answer, questions
+from crucible_train.evaluation.nll import ExampleNll, measure_nll
+from crucible_train.evaluation.scorers import choose_scorers
+from crucible_train.ports import TrainingClient
+from crucible_train.recipes.sft import SFTConfig
+from crucible_train.renderers import get_renderer
+from crucible_train.stages.render import renderer_spec
+
+
+class HeldOutRows:
+    """Measured by how well a model predicts them, and by what it answers to the first ``num_samples`` prompts."""
+
+    def __init__(self, config: SFTConfig, inputs: Mapping[str, Path], num_samples: int) -> None:
+        """Read from the artifacts ``model``, ``conversations`` and ``rendered``."""
+        self._config = config
+        self._inputs = inputs
+        self._num_samples = num_samples
+        self.examples: list[Example] = list(Examples(inputs["rendered"] / VALIDATION))
+
+    @cached_property
+    def questions(self) -> list[Question]:
+        """The prompts of the first examples: rows that were set aside are not asked."""
+        has_own_source = isinstance(self._config.data.eval_split, str)
+        dialogues = Dialogues(self._inputs["conversations"] / (HELD_OUT if has_own_source else CONVERSATIONS))
+        rows = dict.fromkeys(example.row for example in self.examples)
+        return questions(dialogues, list(rows), self._num_samples)
+
+    async def nll(self, client: TrainingClient) -> list[ExampleNll]:
+        """How well the current weights predict each example."""
+        return await measure_nll(client, self.examples)
+
+    async def answers(self, client: TrainingClient) -> list[Answer]:
+        """What the current weights answer, and how that scores."""
+        if not self.questions:
+            return []
+        config, tokenizer = self._config, client.tokenizer()
+        scorers = choose_scorers(config.eval.scorers, [question.reference for question in self.questions])
+        spec = renderer_spec(config, self._inputs["model"], tokenizer)
+        renderer = get_renderer(spec.name, tokenizer, **spec.options)
+        return await answer(client.sampling_client(), renderer, self.questions, scorers, config.eval, config.seed)
