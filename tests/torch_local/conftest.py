@@ -1,6 +1,7 @@
 """Tiny models of several families in folders, engines on them, and log-probabilities by plain transformers."""
 
 import asyncio
+import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,17 @@ CONFIGS: dict[str, PretrainedConfig] = {
 }
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread_and_little_garbage() -> None:
+    """Threads that wait for each other take longer than tiny models do, and so does garbage of the imports.
+
+    An engine that closes collects garbage; what is there by now need not be looked through each time.
+    """
+    torch.set_num_threads(1)
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """The folder of a tiny model whose predictions are far from uniform."""
@@ -53,7 +65,12 @@ def engine(model_folder: Callable[[str], Path], tmp_path: Path) -> Iterator[Call
     made: list[LocalBackend] = []
 
     def make(
-        name: str = "llama", *, rank: int | None = None, precision: Any = "float32", tokenizer: Any = None, **settings: Any
+        name: str = "llama",
+        *,
+        rank: int | None = None,
+        precision: Any = "float32",
+        tokenizer: Any = None,
+        **settings: Any,
     ) -> LocalBackend:
         lora = None if rank is None else Lora(r=rank, alpha=2.0 * rank, dropout=0.0, target_modules="all-linear")
         found = EngineSettings(Hardware("cpu", precision, 1), tmp_path / "states", **settings)

@@ -18,8 +18,6 @@ from crucible_train.types import CrossEntropy, Datum
 
 WIDTH = 8
 Layouts = Callable[[TokenStream], Layout]
-LOOP: Layouts = lambda stream: LoopLayout(stream.segments)
-FLEX: Layouts = lambda stream: FlexLayout(stream.segments, torch.device("cpu"))
 SINKS = torch.tensor([0.5, -1.0, 2.0, 0.0])
 SCORES = {
     "plain": Scores(0.3),
@@ -34,13 +32,21 @@ WITH_SINKS = {
 }
 
 
+def loop(stream: TokenStream) -> Layout:
+    return LoopLayout(stream.segments)
+
+
+def flex(stream: TokenStream) -> Layout:
+    return FlexLayout(stream.segments, torch.device("cpu"))
+
+
 def whole(index: int, *parts: np.ndarray) -> Scored:
     tokens = np.concatenate(parts).astype(np.int64)
     return Scored(index, tokens, np.arange(tokens.size), tokens, np.ones(tokens.size, np.float32))
 
 
 def family() -> list[Scored]:
-    """Three levels of shared beginnings, two sequences beside them, one that is another's beginning, one token alone."""
+    """Three levels of shared beginnings, two sequences beside them, one another's beginning, one token alone."""
     system, question, answer = np.arange(20), np.arange(18) + 100, np.arange(17) + 200
     return [
         whole(0, system, question, answer, [1, 2, 3]),
@@ -101,26 +107,26 @@ def assert_equals_oracle(make: Layouts, scores: Scores, num_heads: int, num_key_
 @pytest.mark.parametrize("num_heads", [(4, 4), (4, 2), (4, 1)], ids=["one to one", "two a group", "all one group"])
 @pytest.mark.parametrize("scores", [*SCORES.values(), *WITH_SINKS.values()], ids=[*SCORES, *WITH_SINKS])
 def test_a_call_a_segment_equals_the_dense_mask(scores: Scores, num_heads: tuple[int, int]) -> None:
-    assert_equals_oracle(LOOP, scores, *num_heads)
+    assert_equals_oracle(loop, scores, *num_heads)
 
 
 @pytest.mark.parametrize("scores", SCORES.values(), ids=SCORES)
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_one_flex_call_equals_the_dense_mask(scores: Scores) -> None:
-    assert_equals_oracle(FLEX, scores, 4, 2)
+    assert_equals_oracle(flex, scores, 4, 2)
 
 
 def test_blocks_of_queries_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "_QUERY_BLOCK", 5)
     for scores in (SCORES["window"], SCORES["window and softcap"], WITH_SINKS["sinks"], SCORES["plain"]):
-        assert_equals_oracle(LOOP, scores, 4, 2)
+        assert_equals_oracle(loop, scores, 4, 2)
 
 
 def test_flex_refuses_sinks() -> None:
     stream = build_stream(family())
     tensor = torch.zeros(1, 4, stream.num_tokens, WIDTH)
     with pytest.raises(ModelError, match="sinks"):
-        FLEX(stream).attend(tensor, tensor, tensor, WITH_SINKS["sinks"])
+        flex(stream).attend(tensor, tensor, tensor, WITH_SINKS["sinks"])
 
 
 @pytest.mark.parametrize("scores", [*SCORES.values(), *WITH_SINKS.values()], ids=[*SCORES, *WITH_SINKS])

@@ -141,7 +141,9 @@ def test_any_function_of_the_log_probabilities_flows_back() -> None:
     given = case(**SHAPES["all"])
     found = logprobs(given.hidden, given.head, given.targets)
     (found.exp() * found).pow(2).sum().backward()
-    hidden, weight, bias = (x.detach().double().requires_grad_() for x in (given.hidden, given.head.weight, given.head.bias))
+    hidden, weight, bias = (
+        x.detach().double().requires_grad_() for x in (given.hidden, given.head.weight, given.head.bias)
+    )
     bent = 2.0 * torch.tanh((hidden @ weight.T + bias) * 0.3 / 2.0)
     expected = torch.log_softmax(bent, 1)[torch.arange(NUM), given.targets]
     (expected.exp() * expected).pow(2).sum().backward()
@@ -213,5 +215,5 @@ def test_64_mib_are_enough_for_any_vocabulary(path: str, softcap: float | None, 
     given = Case(head, hidden, torch.arange(num), torch.ones(num))
     own = hidden.nbytes + 4 * num * 16  # the gradient of the hidden states, and a few numbers a position
     found = peak_bytes(lambda: PATHS[path](given))
-    assert found <= MAX_CHUNK_BYTES + own
+    assert found <= MAX_CHUNK_BYTES + own < 65 << 20
     assert found > MAX_CHUNK_BYTES / 2

@@ -1,4 +1,4 @@
-"""Whatever the sequences: each scored position stands in the streams once, and each sequence reads back along parents."""
+"""Whatever the sequences: each scored position stands in the streams once, and sequences read back along parents."""
 
 from collections.abc import Sequence
 
@@ -18,7 +18,7 @@ from crucible_train.adapters.torch_local.stream import (
 )
 from crucible_train.types import Datum, ModelInput, TensorData
 
-QUICK = settings(max_examples=150, deadline=None, derandomize=True)
+QUICK = settings(max_examples=100, deadline=None, derandomize=True)
 
 
 @st.composite
@@ -136,7 +136,9 @@ def test_prefixes_nest() -> None:
     items = [whole(i, system, question, np.full(4, i)) for i in (1, 2)] + [whole(0, system, np.full(3, 50))]
     stream = build_stream(items)
     assert stream.num_tokens == 20 + 30 + 2 * 4 + 3
-    depths = [0 if s.parent == NO_PARENT else 1 + (stream.segments[s.parent].parent != NO_PARENT) for s in stream.segments]
+    depths = [
+        0 if s.parent == NO_PARENT else 1 + (stream.segments[s.parent].parent != NO_PARENT) for s in stream.segments
+    ]
     assert sorted(depths) == [0, 1, 1, 2, 2]
 
 

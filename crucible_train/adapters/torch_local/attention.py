@@ -62,7 +62,6 @@ class SegmentAttention:
     def __init__(self, model: PreTrainedModel) -> None:
         """Register with transformers under a name of its own and switch the model to it."""
         self.name = next(_names)
-        self._model = model
         self._layout: Layout | None = None
         AttentionInterface.register(self.name, self)  # a name without a mask function: transformers builds no mask
         model.set_attn_implementation(self.name)

@@ -28,7 +28,7 @@ from crucible_train.adapters.torch_local.modules import trainable
 from crucible_train.adapters.torch_local.state import restore, take_snapshot
 from crucible_train.adapters.torch_local.stream import TokenStream, micro_batches, scored
 from crucible_train.adapters.torch_local.training_mode import TrainingMode
-from crucible_train.adapters.torch_local.worker import Worker, share_one_heap
+from crucible_train.adapters.torch_local.worker import Worker, give_back_memory, share_one_heap
 from crucible_train.errors import CheckpointError, CrucibleError, TrainingError
 from crucible_train.ports import ModelInfo, StepOutput, Tokenizer
 from crucible_train.types import (
@@ -46,6 +46,8 @@ from crucible_train.types import (
 )
 
 T = TypeVar("T")
+# a prompt's ids, which of its samples, how to sample, and where the answer goes
+_Waiting = tuple[np.ndarray, int, SamplingParams, Future[TokensWithLogprobs]]
 STATE_KIND = "state"
 DEFAULT_MICRO_BATCH_TOKENS = {"cpu": 512, "cuda": 16384}
 
@@ -98,8 +100,8 @@ class LocalBackend:
         share_one_heap()
         self._engine = Worker("crucible-engine")
         self._writer = Worker("crucible-writer")
-        self._is_abandoned = threading.Event()
-        self._waiting: list[tuple[np.ndarray, int, SamplingParams, Future[TokensWithLogprobs]]] = []
+        self._abandoned = threading.Event()
+        self._waiting: list[_Waiting] = []
         self._num_backwards = 0
         # The engine's thread loads, too: a second thread that computes would get processor threads of its own, and
         # with more of them than cores each waits for the others to be woken.
@@ -186,7 +188,9 @@ class LocalBackend:
         await asyncio.to_thread(self._writer.close)
         self._optimizer.state.clear()
         self._parameters = []
-        del self._model
+        with contextlib.suppress(AttributeError):  # closed before
+            del self._model, self._training
+        await asyncio.to_thread(give_back_memory)  # the twins' closures and their modules hold each other
 
     # The sampling port -----------------------------------------------------------------------------------------------
 
@@ -199,9 +203,14 @@ class LocalBackend:
             raise ValueError("a prompt needs at least one token")
         futures: list[Future[TokensWithLogprobs]] = [Future() for _ in range(num_samples)]
         self._waiting.extend((tokens, index, params, future) for index, future in enumerate(futures))
-        await asyncio.sleep(0)  # let the other callers of this moment join the batch
-        await self._compute(self._write_waiting)
-        return [future.result() for future in futures]
+        try:
+            await asyncio.sleep(0)  # let the other callers of this moment join the batch
+            self._submit_waiting()
+            return [await asyncio.wrap_future(future) for future in futures]
+        except asyncio.CancelledError:
+            for future in futures:
+                future.cancel()
+            raise
 
     async def compute_logprobs(self, model_input: ModelInput) -> Sequence[float | None]:
         """The log-probability of each token given those before it; None for the first."""
@@ -218,16 +227,24 @@ class LocalBackend:
     # In the engine's thread ------------------------------------------------------------------------------------------
 
     async def _compute(self, function: Callable[..., T], *args: Any) -> T:
-        """Run in the engine's thread; a caller that is cancelled makes the engine drop a pass it is in."""
-        future = self._engine.submit(self._guarded, function, *args)
+        """Run in the engine's thread; a caller that is cancelled makes the engine drop its pass."""
+        self._submit_waiting()  # prompts that were given before this call see the weights before it
+        abandoned = threading.Event()
+        future = self._engine.submit(self._guarded, abandoned, function, *args)
         try:
             return await asyncio.wrap_future(future)
         except asyncio.CancelledError:
-            self._is_abandoned.set()
+            abandoned.set()
             raise
 
-    def _guarded(self, function: Callable[..., T], *args: Any) -> T:
-        self._is_abandoned.clear()
+    def _submit_waiting(self) -> None:
+        """Have the prompts that wait answered, in one batch."""
+        waiting, self._waiting = self._waiting, []
+        if waiting:
+            self._engine.submit(self._write, waiting)
+
+    def _guarded(self, abandoned: threading.Event, function: Callable[..., T], *args: Any) -> T:
+        self._abandoned = abandoned
         return function(*args)
 
     def _pass(self, datums: Sequence[Datum], loss: Loss, with_gradient: bool) -> StepOutput:
@@ -299,7 +316,7 @@ class LocalBackend:
         else:
             streams = micro_batches(items, 0, share=False)
         for stream in streams:
-            if self._is_abandoned.is_set():
+            if self._abandoned.is_set():
                 raise TrainingError("the pass was abandoned")
             yield stream
 
@@ -340,18 +357,16 @@ class LocalBackend:
             if parameter.grad is not None:
                 parameter.grad.zero_()
 
-    def _write_waiting(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        if not waiting:
-            return  # an earlier caller's batch has answered this one
+    def _write(self, waiting: Sequence[_Waiting]) -> None:
+        wanted = [entry for entry in waiting if entry[-1].set_running_or_notify_cancel()]
         try:
-            requests = [(tokens, index, params) for tokens, index, params, _ in waiting]
+            requests = [(tokens, index, params) for tokens, index, params, _ in wanted]
             written = sampler.write(self._model, requests, lambda tokens: self._tokenizer.decode(tokens))
-        except BaseException as error:
-            for *_, future in waiting:
+        except BaseException as error:  # noqa: BLE001 - whoever waits for an answer gets it
+            for *_, future in wanted:
                 future.set_exception(error)
-            raise
-        for (*_, future), answer in zip(waiting, written, strict=True):
+            return
+        for (*_, future), answer in zip(wanted, written, strict=True):
             future.set_result(answer)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from crucible_train.adapters.torch_local.loading import quiet
+from crucible_train.adapters.torch_local.loading import quiet, refuse_missing
 from crucible_train.errors import ModelError
 
 
@@ -17,9 +17,14 @@ def convert_gguf(source: Path, folder: Path) -> None:
     """
     try:
         with quiet():
-            model = AutoModelForCausalLM.from_pretrained(
-                source.parent, gguf_file=source.name, dtype=torch.float32, local_files_only=True
+            model, found = AutoModelForCausalLM.from_pretrained(
+                source.parent,
+                gguf_file=source.name,
+                dtype=torch.float32,
+                local_files_only=True,
+                output_loading_info=True,
             )
+            refuse_missing(found["missing_keys"], source)
             # The weights are whole again; what says otherwise would make transformers refuse to save them.
             model.hf_quantizer, model.is_quantized = None, False
             if hasattr(model.config, "quantization_config"):
@@ -29,6 +34,8 @@ def convert_gguf(source: Path, folder: Path) -> None:
             AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name, local_files_only=True).save_pretrained(
                 folder
             )
-    except (OSError, ValueError, KeyError, RuntimeError, NotImplementedError) as error:
+    except ModelError:
+        raise
+    except Exception as error:  # a torn file raises whatever its bytes lead to, the tokenizers' library bare Exception
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(f"model: {source}: the GGUF file could not be converted: {reason}") from error

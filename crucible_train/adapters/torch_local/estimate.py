@@ -8,14 +8,14 @@ import asyncio
 import copy
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
 
 from crucible_train.adapters.torch_local.backend import EngineSettings, LocalBackend
@@ -114,11 +114,14 @@ def _measure(
     config: PreTrainedConfig, settings: EngineSettings, lora: Lora | None, mean_length: int, num_written: int
 ) -> _Measured:
     kept: dict[int, int] = {}
+    weights: set[int] = set()
 
     def build() -> EngineModel:
         # entered for good: the engine's thread, in which this runs, ends with the backend
-        torch.autograd.graph.saved_tensors_hooks(_counting(kept), lambda tensor: tensor).__enter__()
-        return blank(config, settings.hardware, lora, recompute=settings.activation_checkpointing)
+        torch.autograd.graph.saved_tensors_hooks(_counting(kept, weights), lambda tensor: tensor).__enter__()
+        model = blank(config, settings.hardware, lora, recompute=settings.activation_checkpointing)
+        weights.update(parameter.untyped_storage().data_ptr() for parameter in model.causal.parameters())
+        return model
 
     with TemporaryDirectory() as folder:
         backend = LocalBackend(build, None, replace(settings, state_dir=Path(folder)), lora)  # type: ignore[arg-type]
@@ -167,12 +170,12 @@ async def _timed(
     )
 
 
-def _counting(kept: dict[int, int]) -> Callable[[Tensor], Tensor]:
-    """Note the memory behind each tensor that is kept for the backward pass, once."""
+def _counting(kept: dict[int, int], weights: Collection[int]) -> Callable[[Tensor], Tensor]:
+    """Note the memory behind each tensor that is kept for the backward pass, once; ``weights`` are there anyway."""
 
     def pack(tensor: Tensor) -> Tensor:
-        if not isinstance(tensor, nn.Parameter):
-            storage = tensor.untyped_storage()
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 

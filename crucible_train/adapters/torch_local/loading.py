@@ -4,7 +4,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,8 +118,9 @@ def _read(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     try:
         with quiet():
             config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            model = AutoModelForCausalLM.from_pretrained(
+            model, found = AutoModelForCausalLM.from_pretrained(
                 folder,
+                output_loading_info=True,
                 config=config,
                 dtype=dtype,
                 attn_implementation="eager",
@@ -129,12 +130,23 @@ def _read(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"model: {folder} could not be loaded: {str(error).splitlines()[0]}") from error
+    refuse_missing(found["missing_keys"], folder)
     model.eval()
     for parameter in model.parameters():
         if parameter.data_ptr() % _ALIGNMENT_BYTES:
             # equal bits need equal alignment: kernels round differently on memory mapped at odd places
             parameter.data = parameter.data.clone()
     return model
+
+
+def refuse_missing(names: Collection[str], source: Path) -> None:
+    """Refuse a model of which not all weights are stored: transformers fills in random ones.
+
+    Raises:
+        ModelError: there are ``names`` of missing weights.
+    """
+    if names:
+        raise ModelError(f"model: {source} lacks {len(names)} of the model's weights, such as {min(names)}")
 
 
 def _inject(causal: PreTrainedModel, lora: Lora, seed: int) -> PeftModel:

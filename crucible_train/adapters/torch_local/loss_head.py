@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-MAX_CHUNK_BYTES = 64 << 20
+MAX_CHUNK_BYTES = 48 << 20
 
 
 @dataclass(frozen=True, slots=True)

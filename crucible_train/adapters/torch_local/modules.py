@@ -12,6 +12,7 @@ The residual stream and all statistics are float32. In bfloat16 the matrix produ
 weights are kept in it, trained ones are float32 masters with a bfloat16 shadow that ``Precision.refresh`` renews.
 """
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -100,12 +101,18 @@ def _install_norm(module: nn.Module, precision: Precision, *, remakes: bool) -> 
     weight = module.weight
     if not isinstance(eps, float) or not isinstance(weight, nn.Parameter):
         return 0
-    weight.data = weight.data.float()
-
-    probe = torch.randn(_PROBE_ROWS, weight.shape[0], device=weight.device, generator=_generator(weight.device))
+    if not _takes_one_input(module) or len(list(module.parameters())) != 1:
+        return 0
+    own = weight.data.float()
+    generator = _generator(weight.device)
+    probe = torch.randn(_PROBE_ROWS, weight.shape[0], device=weight.device, generator=generator)
     with torch.no_grad():
-        if not _equal(module.forward(probe), rms_norm(probe, weight, eps, torch.float32, remakes=False)):
-            return 0
+        # at other weights than its own, which training changes: at ones, many formulas are alike
+        weight.data = torch.rand(weight.shape, device=weight.device, generator=generator) + 0.5
+        is_equal = _equal(module.forward(probe), rms_norm(probe, weight, eps, torch.float32, remakes=False))
+        weight.data = own
+    if not is_equal:
+        return 0
     module.forward = lambda x: rms_norm(x, weight, eps, precision.dtype, remakes=remakes)
     return 1
 
@@ -147,7 +154,7 @@ def _install_mlp(module: nn.Module, *, remakes: bool) -> int:
     gate: Any = module.gate_proj
     up: Any = module.up_proj
     down: Any = module.down_proj
-    if not all(isinstance(part, nn.Module) for part in (gate, up, down)):
+    if not all(isinstance(part, nn.Module) for part in (gate, up, down)) or not _takes_one_input(module):
         return 0
 
     def twin(x: Tensor) -> Any:
@@ -159,14 +166,16 @@ def _install_mlp(module: nn.Module, *, remakes: bool) -> int:
     with torch.no_grad():
         device = next(module.parameters()).device
         x = torch.randn(_PROBE_ROWS, width, device=device, generator=_generator(device))
-        try:
-            own = module.forward(x)
-        except TypeError:  # a block with other arguments (an expert layer, say) keeps its own forward
-            return 0
+        own = module.forward(x)
         if not isinstance(own, Tensor) or not _equal(own.float(), twin(x).float()):
             return 0
     module.forward = twin
     return 1
+
+
+def _takes_one_input(module: nn.Module) -> bool:
+    """Whether nothing but the hidden states is given to it: an expert layer or a gated norm takes more."""
+    return len(inspect.signature(module.forward).parameters) == 1
 
 
 def _input_width(linear: Any) -> int | None:

@@ -1,6 +1,7 @@
 """A thread that works through what it is given, in order, and never keeps a process alive."""
 
 import ctypes
+import gc
 import queue
 import sys
 import threading
@@ -17,12 +18,19 @@ class Worker:
 
     def __init__(self, name: str) -> None:
         """Start the thread."""
+        self._is_closed = False
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     def submit(self, function: Callable[..., T], *args: Any) -> Future[T]:
-        """Queue a call; its future."""
+        """Queue a call; its future.
+
+        Raises:
+            RuntimeError: the thread was told to end, so the call would never be made.
+        """
+        if self._is_closed:
+            raise RuntimeError(f"{self._thread.name} is closed")
         future: Future[T] = Future()
 
         def job() -> None:
@@ -38,12 +46,22 @@ class Worker:
 
     def close(self) -> None:
         """Finish what is queued, then end."""
+        self._is_closed = True
         self._jobs.put(None)
         self._thread.join()
 
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
             job()
+
+
+def give_back_memory() -> None:
+    """Free what only cycles hold, and hand free pages back to the system (glibc keeps them otherwise)."""
+    gc.collect()
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
 
 
 def share_one_heap() -> None:
