@@ -107,10 +107,14 @@ class EngineConfig(Section):
 class EvalConfig(Section):
     """What is measured on held-out rows, while training and at its end."""
 
-    eval_steps: StepsOrShare = option(0.25, "evaluate every N steps, or every share of the run; 0 at the end only")
-    num_samples: int = option(8, "held-out prompts answered and scored, before and after, 0 or more", ge=0)
+    eval_steps: StepsOrShare = option(0.5, "evaluate every N steps, or every share of the run; 0 at the end only")
+    num_samples: int | None = option(
+        None,
+        "held-out prompts answered and scored, before and after; null: 8, or none where fewer than 10 are held out",
+        ge=0,
+    )
     num_step_samples: int = option(
-        0, "of these, answered and scored at every evaluation while training, 0 or more", ge=0, advanced=True
+        0, "held-out prompts answered and scored at every evaluation while training, 0 or more", ge=0, advanced=True
     )
     max_new_tokens: int = option(256, "longest answer in tokens, 1 or more", ge=1)
     temperature: float = option(0.0, "of the answers; 0 is greedy", ge=0, advanced=True)

@@ -16,16 +16,26 @@ from crucible_train.recipes.sft import SFTConfig
 from crucible_train.renderers import get_renderer
 from crucible_train.stages.render import renderer_spec
 
+_USUAL_SAMPLES = 8
+_MIN_HELD_OUT = 10  # a rate over fewer says nothing, and writing takes a minute on two cores
+
+
+def num_answered(num_samples: int | None, num_held_out: int) -> int:
+    """How many held-out prompts are answered: as asked for, or by how many there are."""
+    if num_samples is not None:
+        return num_samples
+    return _USUAL_SAMPLES if num_held_out >= _MIN_HELD_OUT else 0
+
 
 class HeldOutRows:
-    """Measured by how well a model predicts them, and by what it answers to the first ``num_samples`` prompts."""
+    """Measured by how well a model predicts them, and by what it answers to the first prompts."""
 
-    def __init__(self, config: SFTConfig, inputs: Mapping[str, Path], num_samples: int) -> None:
+    def __init__(self, config: SFTConfig, inputs: Mapping[str, Path], num_samples: int | None) -> None:
         """Read from the artifacts ``model``, ``conversations`` and ``rendered``."""
         self._config = config
         self._inputs = inputs
-        self._num_samples = num_samples
         self.examples: list[Example] = list(Examples(inputs["rendered"] / VALIDATION))
+        self._num_samples = num_answered(num_samples, len(self.examples))
 
     @cached_property
     def questions(self) -> list[Question]:

@@ -30,6 +30,7 @@ from crucible_train.stages import preflight, prepare_data
 from crucible_train.stages import render as rendering
 from crucible_train.stages.base import Stage, open_artifact, peek
 from crucible_train.stages.evaluate import Evaluate
+from crucible_train.stages.held_out import num_answered
 from crucible_train.stages.package import Package
 from crucible_train.stages.prepare_data import PrepareData
 from crucible_train.stages.prepare_model import PrepareModel, at_hand, description_of, external
@@ -190,9 +191,8 @@ def _show_cost(
     """Print steps, tokens, and the time and memory they should take."""
     plan = plan_of(config, len(examples))
     mean_length = round(summary["train"]["num_tokens"] / max(1, len(examples)))
-    found = wiring.estimate(
-        description, config.peft, config.engine, hardware, mean_length, max(1, config.eval.num_samples)
-    )
+    num_answers = num_answered(config.eval.num_samples, summary["validation"]["num_examples"])
+    found = wiring.estimate(description, config.peft, config.engine, hardware, mean_length, max(1, num_answers))
     lengths = examples.num_tokens()
     num_tokens = sum(int(lengths[list(plan.batch(step))].sum()) for step in range(plan.num_steps))
     num_evals = sum(Cadence.of(config.eval.eval_steps, plan.num_steps).is_due(s + 1) for s in range(plan.num_steps))
@@ -204,7 +204,7 @@ def _show_cost(
     )
     seconds = num_tokens / found.train_tokens_per_second
     seconds += summary["validation"]["num_tokens"] * (num_evals + 2) / found.forward_tokens_per_second
-    writing = 2 * config.eval.max_new_tokens * found.write_step_s if config.eval.num_samples else 0.0
+    writing = 2 * config.eval.max_new_tokens * found.write_step_s if num_answers else 0.0
     terminal.field(
         "estimate",
         f"{_duration(seconds)} of training and measuring at {found.train_tokens_per_second:,.0f} tokens/s, up to "

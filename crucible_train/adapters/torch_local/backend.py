@@ -24,11 +24,12 @@ from crucible_train.adapters.torch_local.attention import FlexLayout, Layout, Lo
 from crucible_train.adapters.torch_local.hardware import torch_device
 from crucible_train.adapters.torch_local.loading import EngineModel, Lora, hidden_states, load
 from crucible_train.adapters.torch_local.loss_head import gradient_of, logprobs, weighted_logprobs
+from crucible_train.adapters.torch_local.memory import give_back_memory
 from crucible_train.adapters.torch_local.modules import trainable
 from crucible_train.adapters.torch_local.state import restore, take_snapshot
 from crucible_train.adapters.torch_local.stream import TokenStream, micro_batches, scored
 from crucible_train.adapters.torch_local.training_mode import TrainingMode
-from crucible_train.adapters.torch_local.worker import Worker, give_back_memory, share_one_heap
+from crucible_train.adapters.torch_local.worker import Worker
 from crucible_train.errors import CheckpointError, CrucibleError, TrainingError
 from crucible_train.ports import ModelInfo, StepOutput, Tokenizer
 from crucible_train.types import (
@@ -49,7 +50,7 @@ T = TypeVar("T")
 # a prompt's ids, which of its samples, how to sample, and where the answer goes
 _Waiting = tuple[np.ndarray, int, SamplingParams, Future[TokensWithLogprobs]]
 STATE_KIND = "state"
-DEFAULT_MICRO_BATCH_TOKENS = {"cpu": 512, "cuda": 16384}
+DEFAULT_MICRO_BATCH_TOKENS = {"cpu": 384, "cuda": 16384}
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,7 @@ class LocalBackend:
         self._tokenizer = tokenizer
         self._name = name or (str(model) if isinstance(model, Path) else "")
         self._lora = lora
-        share_one_heap()
+        give_back_memory()
         self._engine = Worker("crucible-engine")
         self._writer = Worker("crucible-writer")
         self._abandoned = threading.Event()

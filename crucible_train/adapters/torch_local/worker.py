@@ -1,16 +1,12 @@
 """A thread that works through what it is given, in order, and never keeps a process alive."""
 
-import ctypes
-import gc
 import queue
-import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-_M_ARENA_MAX = -8
 
 
 class Worker:
@@ -53,24 +49,3 @@ class Worker:
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
             job()
-
-
-def give_back_memory() -> None:
-    """Free what only cycles hold, and hand free pages back to the system (glibc keeps them otherwise)."""
-    gc.collect()
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)
-
-
-def share_one_heap() -> None:
-    """Let all threads allocate from the main heap (glibc only).
-
-    glibc gives other threads heaps of 64 MiB that it hands back and fetches again all the time; large tensors then
-    cost page faults on every step.
-    """
-    if sys.platform == "linux":
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-        if mallopt is not None:
-            mallopt(_M_ARENA_MAX, 1)
