@@ -15,6 +15,7 @@ os.environ["HOME"] = _HOME.name
 os.environ["PREFECT_HOME"] = str(Path(_HOME.name) / "prefect")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["DO_NOT_TRACK"] = "1"
+os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
 for _name in ("PREFECT_API_URL", "PREFECT_API_KEY", "PREFECT_PROFILE", "HF_HOME", "XDG_CACHE_HOME"):
     os.environ.pop(_name, None)
 

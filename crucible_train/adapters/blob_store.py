@@ -183,7 +183,7 @@ class FsspecBlobStore:
             if found.relative_to(folder).as_posix() not in entries:
                 found.unlink(missing_ok=True)
         for path, digest in entries.items():
-            _link(self._fetch_blob(digest), folder / path, digest)
+            _link(self._fetch_blob(digest), folder / path, digest, self._local / "arriving")
         return folder
 
     def _fetch_blob(self, name: str) -> Path:
@@ -210,20 +210,23 @@ def _is_good(path: Path, digest: str) -> bool:
     return path.is_file() and files.sha256_file(path) == digest
 
 
-def _link(blob: Path, path: Path, digest: str) -> None:
+def _link(blob: Path, path: Path, digest: str, staging: Path) -> None:
     """Let ``path`` be the verified blob: the same file where the filesystem can, else a copy.
 
     A file that is good already is left alone, and any other is replaced in one step: another process may be reading it.
+    What is not finished lies in ``staging``, never in the folder others read.
     """
     if path.exists() and (path.samefile(blob) or _is_good(path, digest)):
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{files.TEMPORARY_MARK}{uuid.uuid4().hex}-{path.name}")
+    staging.mkdir(parents=True, exist_ok=True)
+    temporary = staging / f"{files.TEMPORARY_MARK}{uuid.uuid4().hex}"
     try:
-        os.link(blob, temporary)
+        try:
+            os.link(blob, temporary)
+        except OSError:
+            files.copy_file(blob, temporary)
         temporary.replace(path)
-    except OSError:
-        files.copy_file(blob, path)
     finally:
         temporary.unlink(missing_ok=True)
 

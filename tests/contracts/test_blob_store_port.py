@@ -183,6 +183,9 @@ def test_of_many_writers_of_a_manifest_one_wins(store, root, tmp_path):
 
 
 def test_many_who_put_and_fetch_the_same_folder_at_once_all_get_it(store, root, tree, tmp_path):
+    if root.startswith("memory:"):
+        pytest.skip("fsspec's memory filesystem is not made for threads: readers share one position in a file")
+
     def work(number: int) -> dict[str, bytes]:
         own = FsspecBlobStore(root, tmp_path / "shared local")
         return contents(own.fetch(own.put(tree, "rendered")))
