@@ -121,7 +121,9 @@ class EvalConfig(Section):
     top_p: float = option(1.0, "of the answers, in (0, 1]", gt=0, le=1, advanced=True)
     scorers: list[str] = option(["auto"], "how answers are scored; auto chooses by what the references look like")
     metric_for_best_model: str = option("eval/nll", "metric that chooses the best checkpoint", advanced=True)
-    greater_is_better: bool = option(False, "whether that metric is to rise", advanced=True)
+    greater_is_better: bool | None = option(
+        None, "whether that metric is to rise; null: scores are, losses are not", advanced=True
+    )
     early_stopping_patience: int | None = option(
         None, "evaluations without a gain before stopping; null never", ge=1, advanced=True
     )

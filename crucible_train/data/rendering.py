@@ -81,6 +81,7 @@ def render_dialogue(renderer: Renderer, dialogues: Dialogues, row: int, config: 
     """The examples of one conversation, or why there are none."""
     where = dialogues.where(row)
     dialogue = dialogues[row]
+    control_ids = set(renderer.tokenizer.control_tokens.values())
     try:
         examples = renderer.build_supervised_examples(
             dialogue.messages, TrainOnWhat(config.train_on), tools=dialogue.tools or None
@@ -96,7 +97,8 @@ def render_dialogue(renderer: Renderer, dialogues: Dialogues, row: int, config: 
             return BadRow(where, Reason.TOO_LONG, problem)
         if not weights[1:].any():
             return BadRow(where, Reason.NOTHING_TRAINED, "no token is trained: nothing stands before its only one")
-        num_bytes = len(renderer.tokenizer.decode(tokens[weights > 0].tolist()).encode())
+        text = [token for token in tokens[weights > 0].tolist() if token not in control_ids]
+        num_bytes = len(renderer.tokenizer.decode(text).encode())
         made.append(Example(tokens, weights, row, num_bytes))
     return made
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from crucible_train.evaluation.statistics import (
     Interval,
@@ -59,12 +60,14 @@ def compare(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, An
     found = []
     pairs = _pairs(before, after, "nll")
     if pairs:
-        counts = np.array([b["num_tokens"] for b, _ in pairs], np.float64)
-        totals = [np.array([record["nll"] for record in side], np.float64) for side in zip(*pairs, strict=True)]
+        # what one conversation gives belongs together: a draw takes all of it or nothing
+        _, place = np.unique([before["row"] for before, _ in pairs], return_inverse=True)
+        counts = _summed(place, [before["num_tokens"] for before, _ in pairs])
+        totals = [_summed(place, [record["nll"] for record in side]) for side in zip(*pairs, strict=True)]
         found.append(
             Compared(
                 "nll",
-                len(pairs),
+                len(counts),
                 ratio_interval(totals[0], counts, seed),
                 ratio_interval(totals[1], counts, seed),
                 paired_ratio_interval(totals[0], totals[1], counts, seed),
@@ -85,6 +88,11 @@ def compare(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, An
             )
         )
     return found
+
+
+def _summed(place: npt.NDArray[np.intp], values: Sequence[float]) -> npt.NDArray[np.float64]:
+    """The sum of the values at each place."""
+    return np.asarray(np.bincount(place, values), np.float64)
 
 
 def _pairs(

@@ -23,6 +23,7 @@ from crucible_train.types import ArtifactRef
 T = TypeVar("T")
 _LOOP_FILE = "loop.json"
 _METRICS_COPY = "metrics.jsonl"
+_ORIGIN_FILE = "origin.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +211,16 @@ class TrainingRun:
         folder = Path(wanted).expanduser()
         if not folder.is_dir():
             raise CheckpointError(f"checkpoint.resume_from_checkpoint: {folder}: there is no such checkpoint")
-        return Checkpoint(folder, 0, checkpoints.verify(folder))
+        start = Checkpoint(folder, 0, checkpoints.verify(folder))
+        if folder.parent.resolve() == self.checkpoints.path.resolve():
+            return start
+        origin = self.run_dir / _ORIGIN_FILE
+        if files.read_json(origin) == start.sha256:  # this run began there before: go on with what it did since
+            found = self.checkpoints.newest_good(self._report, self._check_best)
+            if found is not None:
+                return found
+        files.write_json(origin, start.sha256)
+        return start
 
     def _check_best(self, folder: Path) -> None:
         """Check the best checkpoint that a state refers to, where its weights are to be published in the end."""

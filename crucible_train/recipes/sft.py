@@ -187,7 +187,8 @@ async def _finish_step(
     if evaluate is not None:
         measured = await evaluate(state.step)
         metrics.update(measured)
-        best = _watch(state, metrics, config) if measured else best
+        if measured or config.metric_for_best_model in metrics:  # else nothing is held out, and nothing to watch
+            best = _watch(state, metrics, config)
     run.log(state.step, {**metrics, **timings})
     return replace(state, best=best, unlogged=None)
 
@@ -206,9 +207,14 @@ def _watch(state: LoopState, metrics: Mapping[str, float], config: EvalConfig) -
     return state.best.after(
         metrics[name],
         state.step,
-        greater_is_better=config.greater_is_better,
+        greater_is_better=not _is_loss(name) if config.greater_is_better is None else config.greater_is_better,
         threshold=config.early_stopping_threshold,
     )
+
+
+def _is_loss(name: str) -> bool:
+    """Whether a metric is one that training lowers."""
+    return name.rpartition("/")[2] in ("loss", "nll", "perplexity", "bits_per_byte", "grad_norm")
 
 
 def _is_exhausted(state: LoopState, config: SFTConfig) -> bool:

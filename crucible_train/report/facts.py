@@ -1,6 +1,7 @@
 """All that a report shows, gathered from a run's artifacts; the page and the summary only lay it out."""
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 from crucible_train import files
 from crucible_train.config.overrides import differences, to_overrides
-from crucible_train.config.redaction import redacted
+from crucible_train.config.redaction import hide_secrets, redacted
 from crucible_train.data.rows import merge_counts
 from crucible_train.evaluation.comparison import Compared, compare
 from crucible_train.metrics_file import read_metrics
@@ -57,7 +58,7 @@ def gather(
         title=title,
         config=redacted(config),
         changed=redacted(differences(config)),
-        command=" ".join(["python -m flows.sft", *to_overrides(config)]),
+        command=hide_secrets("python -m flows.sft " + shlex.join(to_overrides(config))).rstrip(),
         compared=compare(before, after, config.seed),
         samples=_samples(before, after),
         metrics=read_metrics(inputs["trained"]),

@@ -181,7 +181,8 @@ def source_digest(packages: tuple[str, ...]) -> str:
     found: set[Path] = set()
     for package in packages:
         path = root / package.replace(".", "/")
-        found.update(path.rglob("*.py") if path.is_dir() else [path.with_suffix(".py")])
+        inside = (file for file in path.rglob("*") if file.is_file() and "__pycache__" not in file.parts)
+        found.update(inside if path.is_dir() else [path.with_suffix(".py")])
     return files.sha256_json([[p.relative_to(root).as_posix(), files.sha256_file(p)] for p in sorted(found)])
 
 

@@ -24,7 +24,7 @@ from crucible_train.data.rendering import TRAIN
 from crucible_train.data.tables import Examples
 from crucible_train.errors import DataError
 from crucible_train.loop.run import Cadence
-from crucible_train.recipes.sft import SFTConfig, peak_rate, plan_of
+from crucible_train.recipes.sft import SFTConfig, peak_rate, plan_of, schedule_of
 from crucible_train.renderers import FastTokenizer
 from crucible_train.stages import preflight, prepare_data
 from crucible_train.stages import render as rendering
@@ -197,6 +197,7 @@ def _show_cost(
     num_tokens = sum(int(lengths[list(plan.batch(step))].sum()) for step in range(plan.num_steps))
     num_evals = sum(Cadence.of(config.eval.eval_steps, plan.num_steps).is_due(s + 1) for s in range(plan.num_steps))
     rate = peak_rate(config, found.hidden_size)
+    schedule_of(config.train, plan.num_steps, rate)
     terminal.field(
         "training",
         f"{plan.num_steps} steps of {plan.batch_size}, {num_tokens:,} tokens, peak rate {rate:g}; "

@@ -58,9 +58,21 @@ def _names(config: SFTConfig) -> Problems:
             yield f"eval.scorers: {name!r} is unknown; known are {', '.join(scorers)}"
 
 
+def _secrets(config: SFTConfig) -> Problems:
+    """Prefect keeps a run's parameters, so none may hold a secret."""
+    for field in ("model", "dataset", "output_dir", "cache_dir", "data.eval_split"):
+        value = config.data.eval_split if field == "data.eval_split" else getattr(config, field)
+        if isinstance(value, str) and hide_secrets(value) != value:
+            yield (
+                f"{field}: {hide_secrets(value)}: it holds a secret, which would be kept with the run; give "
+                "credentials through the environment or the library's own settings file"
+            )
+
+
 def _watched_metric(config: SFTConfig) -> Problems:
     name, has_held_out = config.eval.metric_for_best_model, config.data.eval_split != 0
-    scores = [f"eval/{score}" for score in SCORERS] if config.eval.num_step_samples else []
+    # what ``auto`` will choose is known only with the rows, so the watched score is to be named
+    scores = [f"eval/{name}" for name in (*config.eval.scorers, "ended")] if config.eval.num_step_samples else []
     measured = sorted([*STEP_METRICS, *((*HELD_OUT_METRICS, *scores) if has_held_out else ())])
     is_needed = config.checkpoint.load_best_model_at_end or config.eval.early_stopping_patience is not None
     if name not in measured and (is_needed or name not in HELD_OUT_METRICS):
@@ -68,6 +80,7 @@ def _watched_metric(config: SFTConfig) -> Problems:
 
 
 def _places(config: SFTConfig) -> Problems:
+    yield from _unwritable("the folder for this machine's own notes", str(wiring.local_cache()))
     yield from _unwritable("output_dir", config.output_dir)
     if "://" not in config.cache_dir:
         yield from _unwritable("cache_dir", config.cache_dir)
@@ -104,7 +117,7 @@ def _device(config: SFTConfig) -> Problems:
     yield from ()
 
 
-_CHECKS = (_names, _watched_metric, _places, _checkpoint, _model, _data, _device)
+_CHECKS = (_secrets, _names, _watched_metric, _places, _checkpoint, _model, _data, _device)
 
 
 def _first_row(field: str, source: str, config: SFTConfig) -> Problems:

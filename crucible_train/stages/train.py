@@ -18,6 +18,7 @@ from crucible_train.recipes.sft import SFTConfig, SFTResult, peak_rate, plan_of,
 from crucible_train.renderers import FastTokenizer
 from crucible_train.stages.base import Stage, in_thread
 from crucible_train.stages.held_out import HeldOutRows
+from crucible_train.stages.prepare_model import base_name
 from crucible_train.types import ArtifactRef, Hardware
 
 ADAPTER = "adapter"
@@ -104,7 +105,7 @@ class Train(Stage[SFTConfig]):
                 config.engine,
                 self._hardware,
                 self._run_dir / "checkpoints",
-                name=config.model,
+                name=base_name(config.model),
                 seed=config.seed,
             )
 

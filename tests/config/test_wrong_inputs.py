@@ -163,7 +163,9 @@ WRONG_COMMAND_LINES: list[tuple[list[str], list[str]]] = [
     ),
     (
         ["seed=" + "x" * 100],
-        ["command line: seed: must be a whole number from 0 to 4294967295, not 'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx...'"],
+        [
+            "command line: seed: must be a whole number from 0 to 4294967295, not 'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx...'"
+        ],
     ),
     (
         ["model=a", "seed=b", "nope=c", "lr=d"],

@@ -46,7 +46,7 @@ def test_an_example_is_the_chat_format_with_the_answer_and_its_end_trained(rende
         "{S}", "<|im_start|>"
     ).replace("{E}", "<|im_end|>")
     assert tokenizer.decode(example.tokens_T[example.weights_T > 0].tolist()) == "The answer.<|im_end|>"
-    assert example.num_bytes == len("The answer.<|im_end|>")
+    assert example.num_bytes == len("The answer.")
     assert len(held_out) == 0
     assert summary["train"] == {
         "num_examples": 1,

@@ -51,6 +51,8 @@ def _other(path: str, rows: Path) -> Any:  # noqa: C901 - a table of types
     """A valid value of the field that is not its default."""
     if path == "dataset":
         return str(rows)
+    if path == "eval.greater_is_better":
+        return True
     if path == "checkpoint.resume_from_checkpoint":
         return "never"  # a path decides, and has a test of its own
     leaf = LEAVES[path]

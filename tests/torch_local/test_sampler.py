@@ -9,11 +9,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from crucible_train.adapters.torch_local import sampler
 from crucible_train.adapters.torch_local.backend import LocalBackend
-from crucible_train.types import AdamParams, CrossEntropy, Datum, ModelInput, SamplingParams, TokensWithLogprobs
+from crucible_train.adapters.torch_local.loading import load
+from crucible_train.types import (
+    AdamParams,
+    CrossEntropy,
+    Datum,
+    Hardware,
+    ModelInput,
+    SamplingParams,
+    TokensWithLogprobs,
+)
 
 Engine = Callable[..., LocalBackend]
 SHARED = np.random.default_rng(5).integers(1, 61, 20)
@@ -85,7 +94,7 @@ def test_batches_cut_by_the_cache_limit_answer_the_same(engine: Engine, monkeypa
     batches: list[int] = []
     write_batch = sampler._write_batch
     monkeypatch.setattr(
-        sampler, "_write_batch", lambda model, rows: (batches.append(len(rows)), write_batch(model, rows))
+        sampler, "_write_batch", lambda model, rows, *more: (batches.append(len(rows)), write_batch(model, rows, *more))
     )
     for limit, most in ((1, 1), (30_000, 5)):
         monkeypatch.setattr(sampler, "MAX_CACHE_BYTES", limit)
@@ -273,3 +282,22 @@ def test_max_tokens_is_the_number_written(num: int, engine: Engine) -> None:
 def test_an_empty_prompt_is_refused(engine: Engine) -> None:
     with pytest.raises(ValueError, match="at least one token"):
         write(engine(), [np.zeros(0, np.int64)], SamplingParams(1))
+
+
+def test_a_caller_that_gives_up_ends_the_writing(tmp_path: Path) -> None:
+    """Else Ctrl-C would wait for the last token of the longest answer."""
+    calls = []
+
+    def is_given_up() -> bool:
+        calls.append(1)
+        return len(calls) > 3
+
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(
+        LlamaConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=50)
+    ).save_pretrained(tmp_path)
+    model = load(tmp_path, Hardware("cpu", "float32", 1), None)
+    (answer,) = sampler.write(
+        model, [(np.arange(5), 0, SamplingParams(max_tokens=200, temperature=0.0))], str, is_given_up
+    )
+    assert 0 < len(answer.tokens) < 10

@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol
 
 import torch
@@ -189,6 +190,12 @@ def _fused(
         scale=scores.scale,
         enable_gqa=query.shape[1] != key.shape[1],
     )
+
+
+@cache
+def compiled_flex_attention() -> Any:
+    """Flex attention as one kernel; uncompiled it would hold the whole table of scores."""
+    return torch.compile(flex_attention, dynamic=True)
 
 
 class FlexLayout:

@@ -11,7 +11,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,13 +20,13 @@ import torch
 
 from crucible_train import checkpoints, files
 from crucible_train.adapters.torch_local import sampler
-from crucible_train.adapters.torch_local.attention import FlexLayout, Layout, LoopLayout
+from crucible_train.adapters.torch_local.attention import FlexLayout, Layout, LoopLayout, compiled_flex_attention
 from crucible_train.adapters.torch_local.hardware import torch_device
 from crucible_train.adapters.torch_local.loading import EngineModel, Lora, hidden_states, load
 from crucible_train.adapters.torch_local.loss_head import gradient_of, logprobs, weighted_logprobs
 from crucible_train.adapters.torch_local.memory import give_back_memory
 from crucible_train.adapters.torch_local.modules import trainable
-from crucible_train.adapters.torch_local.state import restore, take_snapshot
+from crucible_train.adapters.torch_local.state import adamw, restore, take_snapshot
 from crucible_train.adapters.torch_local.stream import TokenStream, micro_batches, scored
 from crucible_train.adapters.torch_local.training_mode import TrainingMode
 from crucible_train.adapters.torch_local.worker import Worker
@@ -48,9 +48,11 @@ from crucible_train.types import (
 
 T = TypeVar("T")
 # a prompt's ids, which of its samples, how to sample, and where the answer goes
-_Waiting = tuple[np.ndarray, int, SamplingParams, Future[TokensWithLogprobs]]
+_Waiting = tuple[np.ndarray, int, SamplingParams, threading.Event, Future[TokensWithLogprobs]]
 STATE_KIND = "state"
 DEFAULT_MICRO_BATCH_TOKENS = {"cpu": 384, "cuda": 16384}
+# Without an adapter every pass goes through all gradients once more, so on a processor fewer and longer ones pay.
+_FULL_TRAINING_FACTOR = {"cpu": 2, "cuda": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +64,13 @@ class EngineSettings:
     micro_batch_tokens: int = 0
     activation_checkpointing: bool = False
     seed: int = 0
+    trains_all: bool = False
 
     @property
     def max_tokens(self) -> int:
         """Positions computed at once."""
-        return self.micro_batch_tokens or DEFAULT_MICRO_BATCH_TOKENS[self.hardware.device]
+        factor = _FULL_TRAINING_FACTOR[self.hardware.device] if self.trains_all else 1
+        return self.micro_batch_tokens or DEFAULT_MICRO_BATCH_TOKENS[self.hardware.device] * factor
 
 
 class LocalBackend:
@@ -94,7 +98,7 @@ class LocalBackend:
         Raises:
             ModelError: the folder holds no model this engine computes.
         """
-        self._settings = settings
+        self._settings = settings = replace(settings, trains_all=lora is None)
         self._tokenizer = tokenizer
         self._name = name or (str(model) if isinstance(model, Path) else "")
         self._lora = lora
@@ -109,7 +113,7 @@ class LocalBackend:
         self._model: EngineModel = self._engine.submit(self._load, model, adapter).result()
         self._training = TrainingMode(self._model.causal, settings.seed, recompute=settings.activation_checkpointing)
         self._parameters = trainable(self._model.causal)
-        self._optimizer = _adamw([parameter for _, parameter in self._parameters])
+        self._optimizer = adamw([parameter for _, parameter in self._parameters])
 
     # The training port -----------------------------------------------------------------------------------------------
 
@@ -203,12 +207,14 @@ class LocalBackend:
         if not tokens.size:
             raise ValueError("a prompt needs at least one token")
         futures: list[Future[TokensWithLogprobs]] = [Future() for _ in range(num_samples)]
-        self._waiting.extend((tokens, index, params, future) for index, future in enumerate(futures))
+        given_up = threading.Event()
+        self._waiting.extend((tokens, index, params, given_up, future) for index, future in enumerate(futures))
         try:
             await asyncio.sleep(0)  # let the other callers of this moment join the batch
             self._submit_waiting()
             return [await asyncio.wrap_future(future) for future in futures]
         except asyncio.CancelledError:
+            given_up.set()
             for future in futures:
                 future.cancel()
             raise
@@ -323,7 +329,7 @@ class LocalBackend:
 
     def _layout(self, stream: TokenStream) -> Layout:
         if self._settings.hardware.device == "cuda":
-            return FlexLayout(stream.segments, torch_device(self._settings.hardware))
+            return FlexLayout(stream.segments, torch_device(self._settings.hardware), compiled_flex_attention())
         return LoopLayout(stream.segments)
 
     def _step(self, adam: AdamParams) -> Mapping[str, float]:
@@ -358,11 +364,16 @@ class LocalBackend:
             if parameter.grad is not None:
                 parameter.grad.zero_()
 
+    def _decode(self, tokens: Sequence[int]) -> str:
+        return self._tokenizer.decode(tokens)
+
     def _write(self, waiting: Sequence[_Waiting]) -> None:
         wanted = [entry for entry in waiting if entry[-1].set_running_or_notify_cancel()]
         try:
-            requests = [(tokens, index, params) for tokens, index, params, _ in wanted]
-            written = sampler.write(self._model, requests, lambda tokens: self._tokenizer.decode(tokens))
+            requests = [(tokens, index, params) for tokens, index, params, *_ in wanted]
+            written = sampler.write(
+                self._model, requests, self._decode, lambda: all(given_up.is_set() for *_, given_up, _ in wanted)
+            )
         except BaseException as error:  # noqa: BLE001 - whoever waits for an answer gets it
             for *_, future in wanted:
                 future.set_exception(error)
@@ -385,12 +396,3 @@ def _scatter(found_D: Sequence[np.ndarray], stream: TokenStream, logprobs_S: np.
     for index in np.unique(stream.datum_S):
         mine = stream.datum_S == index
         found_D[index][stream.place_S[mine]] = logprobs_S[mine]
-
-
-def _adamw(parameters: Sequence[torch.nn.Parameter]) -> torch.optim.AdamW:
-    """AdamW in one fused pass over the weights; vectors (norms, biases) are not decayed."""
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "decays": True},
-        {"params": [p for p in parameters if p.ndim <= 1], "decays": False},
-    ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=0.0, fused=True)

@@ -57,10 +57,12 @@ def write(
     model: EngineModel,
     requests: Sequence[tuple[np.ndarray, int, SamplingParams]],
     decode: Callable[[Sequence[int]], str],
+    is_given_up: Callable[[], bool] = lambda: False,
 ) -> list[TokensWithLogprobs]:
     """Answer requests of (prompt ids, which of its samples, parameters), in their order.
 
-    ``decode`` gives the text of tokens, for stop texts.
+    ``decode`` gives the text of tokens, for stop texts. Once ``is_given_up`` says so nothing more is written, and what
+    there is comes back as if it had reached its length.
     """
     rows = [
         _Row(prompt, params, np.random.Generator(np.random.Philox(key=[params.seed, sample])), decode)
@@ -69,11 +71,11 @@ def write(
     # Rows of like length stand together, so that a batch reserves little more than it uses.
     order = sorted(range(len(rows)), key=lambda i: (rows[i].prompt.size + rows[i].params.max_tokens, i))
     start = 0
-    while start < len(order):
+    while start < len(order) and not is_given_up():
         end = start + 1
         while end < len(order) and _cache_bytes(model, [rows[i] for i in order[start : end + 1]]) <= MAX_CACHE_BYTES:
             end += 1
-        _write_batch(model, [rows[i] for i in order[start:end]])
+        _write_batch(model, [rows[i] for i in order[start:end]], is_given_up)
         start = end
     return [TokensWithLogprobs(tuple(row.tokens), tuple(row.logprobs), row.stop_reason or "length") for row in rows]
 
@@ -88,7 +90,7 @@ def score(model: EngineModel, tokens_T: np.ndarray) -> list[float]:
     return logprobs(hidden[rows], model.head, targets).tolist()[:-1]
 
 
-def _write_batch(model: EngineModel, rows: list[_Row]) -> None:
+def _write_batch(model: EngineModel, rows: list[_Row], is_given_up: Callable[[], bool]) -> None:
     capacity = max(row.prompt.size + row.params.max_tokens for row in rows)
     cache = KeyValueCache(len(rows), capacity, model.precision.dtype)
     hidden_BX = _read_prompts(model, rows, cache)
@@ -96,7 +98,7 @@ def _write_batch(model: EngineModel, rows: list[_Row]) -> None:
     while True:
         _choose(active, _logits(hidden_BX, model.head))
         going = [i for i, row in enumerate(active) if row.stop_reason is None]
-        if not going:
+        if not going or is_given_up():
             return
         if len(active) - len(going) >= _DROP_SHARE * len(active):
             active = [active[i] for i in going]

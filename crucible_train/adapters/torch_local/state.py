@@ -1,4 +1,4 @@
-"""What the engine stores and restores: weights and optimizer, safetensors and JSON only."""
+"""The optimizer, and what the engine stores and restores: weights and moments, safetensors and JSON only."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -19,6 +19,15 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 FULL_WEIGHTS = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def adamw(parameters: Sequence[torch.nn.Parameter]) -> torch.optim.AdamW:
+    """AdamW in one fused pass over the weights; vectors (norms, biases) are not decayed."""
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "decays": True},
+        {"params": [p for p in parameters if p.ndim <= 1], "decays": False},
+    ]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=0.0, fused=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +117,7 @@ def _set_moments(
     for name, parameter in parameters:
         if f"step.{name}" in stored:
             optimizer.state[parameter] = {
-                "step": stored[f"step.{name}"].reshape(()).clone(),
+                "step": stored[f"step.{name}"].reshape(()).to(parameter.device, copy=True),
                 **{kind: stored[f"{kind}.{name}"].to(parameter.device, copy=True) for kind in _MOMENTS},
             }
 
