@@ -35,9 +35,9 @@ def summary(facts: RunFacts) -> str:
     )
 
 
-def model_card(facts: RunFacts) -> str:
-    """The ``README.md`` beside the published weights."""
-    base, is_adapter = facts.config["model"], facts.config["peft"]["use_peft"]
+def model_card(facts: RunFacts, base: str) -> str:
+    """The ``README.md`` beside the published weights; ``base`` is where others find the base model."""
+    is_adapter = facts.config["peft"]["use_peft"]
     usage = (
         f'model = AutoModelForCausalLM.from_pretrained("{base}")\nmodel = PeftModel.from_pretrained(model, folder)'
         if is_adapter

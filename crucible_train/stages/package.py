@@ -16,6 +16,7 @@ from crucible_train.report.facts import RunFacts, gather
 from crucible_train.report.page import page
 from crucible_train.report.summary import model_card, summary
 from crucible_train.stages.base import Stage
+from crucible_train.stages.prepare_model import base_name
 from crucible_train.stages.render import renderer_spec
 from crucible_train.stages.train import ADAPTER, MODEL
 from crucible_train.types import ArtifactRef, Hardware
@@ -93,7 +94,7 @@ def _publish(config: SFTConfig, facts: RunFacts, inputs: Mapping[str, Path], fol
     tokenizer.to_folder(folder)
     spec = renderer_spec(config, inputs["model"], tokenizer)
     files.write_json(folder / "renderer.json", {"name": spec.name, "options": dict(spec.options)})
-    files.write_text(folder / "README.md", model_card(facts))
+    files.write_text(folder / "README.md", model_card(facts, base_name(config.model)))
 
 
 def _write_evaluation(facts: RunFacts, inputs: Mapping[str, Path], folder: Path) -> None:
