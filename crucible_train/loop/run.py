@@ -57,6 +57,7 @@ class TrainingRun:
         logger: MetricsLogger,
         config: CheckpointConfig,
         report: Callable[[str], None],
+        on_start: Callable[[int], None] = lambda _: None,
     ) -> None:
         """Open a run directory.
 
@@ -66,6 +67,7 @@ class TrainingRun:
             logger: where numbers go besides ``metrics.jsonl``.
             config: when to save, what to keep, where to go on from.
             report: is told, in a line, what a person should know.
+            on_start: is told after how many steps the run begins, or goes on.
         """
         self.run_dir = run_dir
         self.checkpoints = CheckpointFolder(run_dir)
@@ -74,6 +76,7 @@ class TrainingRun:
         self._logger = logger
         self._config = config
         self._report = report
+        self._on_start = on_start
         self._saving: asyncio.Task[None] | None = None
         self._saved_step = 0
         self._durable_step = 0
@@ -91,6 +94,7 @@ class TrainingRun:
         checkpoint = self._checkpoint_to_resume()
         if checkpoint is None:
             self._rewind(LoopState(), b"", last_kept=-1)
+            self._on_start(0)
             return LoopState()
         await self._client.load_state(
             ArtifactRef(uri=str(checkpoint.folder), sha256=checkpoint.sha256, kind="state", size=0)
@@ -104,6 +108,7 @@ class TrainingRun:
             state = replace(state, best=Best())
             self._rewind(state, metrics, last_kept=-1)
         self._report(f"goes on from step {state.step} ({checkpoint.folder})")
+        self._on_start(state.step)
         return state
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:

@@ -48,7 +48,7 @@ def _gain(value: float, before: float | None, greater_is_better: bool) -> float:
 
 @dataclass(frozen=True, slots=True)
 class LoopState:
-    """The place of a run: finished steps, tokens consumed, tokens trained, the best evaluation.
+    """The place of a run: finished steps, tokens consumed, the best evaluation.
 
     ``unlogged`` holds the numbers of the last step where its evaluation is still to come: the weights are those after
     the step, but ``metrics.jsonl`` does not have it yet. A run that goes on from there evaluates first.
@@ -56,7 +56,6 @@ class LoopState:
 
     step: int = 0
     num_tokens: int = 0
-    num_trained_tokens: int = 0
     best: Best = field(default_factory=Best)
     unlogged: Mapping[str, float] | None = None
 

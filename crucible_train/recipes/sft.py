@@ -170,7 +170,6 @@ def _advance(state: LoopState, batch: Sequence[Example], metrics: Mapping[str, f
         state,
         step=step,
         num_tokens=num_tokens,
-        num_trained_tokens=state.num_trained_tokens + sum(int((example.weights_T > 0).sum()) for example in batch),
         unlogged={**metrics, "progress/epoch": plan.epoch(step), "progress/num_tokens": num_tokens},
     )
 

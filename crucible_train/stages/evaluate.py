@@ -18,7 +18,6 @@ from crucible_train.types import ArtifactRef, Hardware
 
 RESULTS = "results.jsonl"
 SUMMARY = "summary.json"
-_LIBRARIES = ("torch", "transformers", "peft")
 
 
 class Evaluate(Stage[SFTConfig]):
@@ -40,7 +39,7 @@ class Evaluate(Stage[SFTConfig]):
     )
     uses = ("engine",)
     code = ("evaluation", "data", "renderers", "types", "seeds", "stages.held_out", "adapters.torch_local")
-    libraries = _LIBRARIES
+    libraries = ("torch", "transformers", "peft")
 
     def __init__(self, config: SFTConfig, hardware: Hardware) -> None:
         """Measure on this hardware."""

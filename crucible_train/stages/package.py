@@ -78,7 +78,7 @@ def report(run_dir: Path, package: Path, *, is_new: bool) -> None:
     for row in summary["compared"]:
         before, after, change = row["before"], row["after"], row["difference"]
         terminal.field(
-            row["name"][:10] if len(row["name"]) <= 10 else row["name"],
+            row["name"],
             f"{before['value']:.4g} -> {after['value']:.4g}   change {change['value']:+.4g}, "
             f"95 % interval [{change['low']:+.4g}, {change['high']:+.4g}] over {row['num']}: {row['verdict']}",
         )

@@ -18,7 +18,7 @@ from crucible_train.evaluation.scorers import SCORERS
 from crucible_train.recipes.sft import SFTConfig
 from crucible_train.renderers import list_renderers
 from crucible_train.stages.prepare_data import source_of
-from crucible_train.stages.prepare_model import BUILT_IN, locate
+from crucible_train.stages.prepare_model import BUILT_IN, at_hand
 from crucible_train.stages.render import renderer_spec
 
 STEP_METRICS = ("optim/grad_norm", "optim/learning_rate", "progress/epoch", "progress/num_tokens", "train/loss")
@@ -72,7 +72,8 @@ def _secrets(config: SFTConfig) -> Problems:
 def _watched_metric(config: SFTConfig) -> Problems:
     name, has_held_out = config.eval.metric_for_best_model, config.data.eval_split != 0
     # what ``auto`` will choose is known only with the rows, so the watched score is to be named
-    scores = [f"eval/{name}" for name in (*config.eval.scorers, "ended")] if config.eval.num_step_samples else []
+    chosen = (*(scorer for scorer in config.eval.scorers if scorer != "auto"), "ended")
+    scores = [f"eval/{score}" for score in chosen] if config.eval.num_step_samples else []
     measured = sorted([*STEP_METRICS, *((*HELD_OUT_METRICS, *scores) if has_held_out else ())])
     is_needed = config.checkpoint.load_best_model_at_end or config.eval.early_stopping_patience is not None
     if name not in measured and (is_needed or name not in HELD_OUT_METRICS):
@@ -95,8 +96,8 @@ def _checkpoint(config: SFTConfig) -> Problems:
 
 
 def _model(config: SFTConfig) -> Problems:
-    if config.model != BUILT_IN and not _is_hub_id(config.model):
-        source = locate(config.model)
+    source = at_hand(config.model) if config.model != BUILT_IN else None
+    if source is not None:
         for weights in sorted(source.glob("*.safetensors")):
             yield from _unreadable(weights)
         if source.is_dir() and config.data.renderer in ("auto", *list_renderers()):

@@ -120,10 +120,13 @@ class Train(Stage[SFTConfig]):
         config = self.config
         examples = Examples(inputs["rendered"] / TRAIN)
         held_out = HeldOutRows(config, inputs, config.eval.num_step_samples)
-        run = TrainingRun(self._run_dir, client, logger, config.checkpoint, _report)
         num_steps = plan_of(config, len(examples)).num_steps
+
+        def on_start(step: int) -> None:
+            logger.start(RunInfo(self._run_dir.name, self._run_dir, redacted(self._whole_config), num_steps, step))
+
+        run = TrainingRun(self._run_dir, client, logger, config.checkpoint, _report, on_start)
         _describe(config, client.model_info(), num_steps)
-        logger.start(RunInfo(self._run_dir.name, self._run_dir, redacted(self._whole_config), num_steps, 0))
         base = files.read_json(inputs["before"] / "summary.json") if "before" in inputs else None
         first = {k: v for k, v in base["metrics"].items() if k in _NLL_METRICS} if base else {}
 

@@ -74,6 +74,7 @@ class Trial:
         change_examples: replaces the examples that are trained on.
         evaluations: what each evaluation gives, by step; the held-out examples are measured where it is None.
         reports: the lines a person would have read.
+        starts: after how many steps the run began or went on.
     """
 
     world: Path
@@ -83,6 +84,7 @@ class Trial:
     change_examples: Callable[[list[Example]], list[Example]] = lambda examples: examples
     evaluations: Callable[[int], Awaitable[Mapping[str, float]]] | None = None
     reports: list[str] = field(default_factory=list)
+    starts: list[int] = field(default_factory=list)
 
     def run(self) -> SFTResult:
         """Train to the end."""
@@ -95,7 +97,9 @@ class Trial:
         lora = Lora(peft.lora_r, peft.lora_alpha, peft.lora_dropout, "all-linear") if peft.use_peft else None
         settings = EngineSettings(Hardware("cpu", "float32", 1), self.run_dir / "checkpoints", 32, seed=config.seed)
         client = LocalBackend(self.world / "model", None, settings, lora)  # type: ignore[arg-type]
-        run = TrainingRun(self.run_dir, client, _Watcher(self.on_step), config.checkpoint, self.reports.append)
+        run = TrainingRun(
+            self.run_dir, client, _Watcher(self.on_step), config.checkpoint, self.reports.append, self.starts.append
+        )
         examples = self.change_examples(list(Examples(self.world / "train.arrow")))
         held_out = list(Examples(self.world / "held_out.arrow"))
 

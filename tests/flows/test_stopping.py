@@ -52,6 +52,16 @@ def _is_alive(process: int) -> bool:
         return False
 
 
+def _after_ctrl_c(running: Any, limit_s: float) -> Any:
+    """The end of a command that is asked to stop: in time, and with no process left."""
+    family, asked = running.family(), time.monotonic()
+    running.signal(signal.SIGINT)
+    stopped = running.end()
+    assert time.monotonic() - asked < limit_s * _crowd()
+    assert _gone_within(family, 2)
+    return stopped
+
+
 def test_ctrl_c_in_training_saves_and_the_same_command_goes_on(
     finished: Any,
     trains_at_once: tuple[str, ...],
@@ -62,18 +72,14 @@ def test_ctrl_c_in_training_saves_and_the_same_command_goes_on(
 ) -> None:
     running = start(trains_at_once, PREFECT_API_URL=server)
     running.wait_for("  step  2/16")
-    family, asked = running.family(), time.monotonic()
-    running.signal(signal.SIGINT)
-    stopped = running.end()
+    stopped = _after_ctrl_c(running, limit_s=5)
     assert stopped.status == 130
-    assert time.monotonic() - asked < 5 * _crowd()
     assert stopped.err == ""
     assert "saved at step" in stopped.out
     assert stopped.out.splitlines()[-2:] == [
         "stopped    what was done is saved; to go on, run the same command again:",
         "python -m flows.sft " + " ".join(trains_at_once),
     ]
-    assert _gone_within(family, 2)
     assert states(tmp_path.name) == ["Cancelled"]
 
     again = start(trains_at_once, PREFECT_API_URL=server).end()
@@ -114,14 +120,10 @@ def test_ctrl_c_in_other_stages_ends_as_cleanly(
 ) -> None:
     running = start((*words, f"run_name={tmp_path.name}", "data.num_workers=2"), PREFECT_API_URL=server)
     running.wait_for(line)
-    family, asked = running.family(), time.monotonic()
-    running.signal(signal.SIGINT)
-    stopped = running.end()
+    stopped = _after_ctrl_c(running, limit_s=5)
     assert stopped.status == 130
-    assert time.monotonic() - asked < 5 * _crowd()
     assert stopped.err == ""
     assert "Traceback" not in stopped.out
-    assert _gone_within(family, 2)
     assert states(tmp_path.name) == ["Cancelled"]
 
 
@@ -129,12 +131,8 @@ def test_ctrl_c_at_the_start_ends_at_once(words: tuple[str, ...], start: Callabl
     running = start(words)
     while len(running.family()) < 2:  # until there is a server to be left behind
         time.sleep(0.02)
-    family, asked = running.family(), time.monotonic()
-    running.signal(signal.SIGINT)
-    stopped = running.end()
+    stopped = _after_ctrl_c(running, limit_s=2)
     assert (stopped.status, stopped.out, stopped.err) == (130, "", "")
-    assert time.monotonic() - asked < 2 * _crowd()
-    assert _gone_within(family, 2)
 
 
 def test_a_killed_command_leaves_no_process_and_its_flow_run_is_crashed(

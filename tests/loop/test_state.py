@@ -65,7 +65,6 @@ def test_evaluations_without_a_gain_that_counts(values: list[float], threshold: 
         LoopState,
         step=st.integers(0),
         num_tokens=st.integers(0),
-        num_trained_tokens=st.integers(0),
         best=st.builds(
             Best,
             value=st.none() | st.floats(allow_nan=False, allow_infinity=False),

@@ -275,10 +275,13 @@ def test_an_evaluation_that_is_no_number_stops_the_run(
 def test_a_finished_run_started_again_changes_nothing_and_gives_the_same_result(
     trial: Any, outcome: Any, undisturbed: Path
 ) -> None:
-    result = trial(EVERY_3).run()
+    first = trial(EVERY_3)
+    result = first.run()
+    assert first.starts == [0]
     found = outcome(trial().run_dir)
     again = trial(EVERY_3)
     assert again.run() == result
+    assert again.starts == [8]
     assert outcome(again.run_dir) == found
     assert again.reports == [f"goes on from step 8 ({again.run_dir}/checkpoints/step-00000008)"]
 

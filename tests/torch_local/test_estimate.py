@@ -103,3 +103,11 @@ def test_speeds_are_positive_and_the_random_state_is_left_alone(model_folder: Ca
     told = found(model_folder("llama"))
     assert min(told.train_tokens_per_second, told.forward_tokens_per_second, told.write_step_s) > 0
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_full_training_is_estimated_at_the_size_it_is_computed_at() -> None:
+    settings = EngineSettings(Hardware("cpu", "float32", 1), Path())
+    lora = Lora(r=4, alpha=8.0, dropout=0.0, target_modules="all-linear")
+    assert settings.max_tokens(None) == 2 * settings.max_tokens(lora)
+    asked = EngineSettings(Hardware("cpu", "float32", 1), Path(), micro_batch_tokens=100)
+    assert asked.max_tokens(None) == asked.max_tokens(lora) == 100

@@ -13,6 +13,7 @@ from transformers.activations import GELUActivation
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from crucible_train.adapters.torch_local import modules
 from crucible_train.adapters.torch_local.backend import LocalBackend
 from crucible_train.adapters.torch_local.modules import Precision, install
 
@@ -245,3 +246,22 @@ def test_bfloat16_loses_a_hundredth_at_most_and_keeps_float32_masters(
     assert {parameter.dtype for _, parameter in rounded._parameters} == {FLOAT32}
     moments = [state["exp_avg"] for state in rounded._optimizer.state.values()]
     assert {moment.dtype for moment in moments} == {FLOAT32}
+
+
+@pytest.mark.parametrize(
+    ("kind", "module", "twin"),
+    [("norm", LlamaRMSNorm(8), modules._RmsNorm), ("mlp", GatedMlp(), modules._GatedSilu)],
+    ids=["norm", "mlp"],
+)
+def test_a_twin_that_is_wrong_in_training_only_is_not_put_in_place(
+    kind: str, module: nn.Module, twin: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sampling computes the same twin another way, so that alone proves nothing."""
+    right = twin.apply
+
+    def wrong(*given: Any) -> Any:
+        found = right(*given)
+        return (found[0] * 1.5, *found[1:]) if isinstance(found, tuple) else found * 1.5
+
+    monkeypatch.setattr(twin, "apply", wrong)
+    assert install(nn.Sequential(module), Precision(FLOAT32), remakes=False)[kind] == 0

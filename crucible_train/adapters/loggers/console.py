@@ -21,7 +21,6 @@ class ConsoleLogger:
         self._num_steps = 0
         self._first_step = 0
         self._started = 0.0
-        self._num_tokens = 0.0
 
     def start(self, run: RunInfo) -> None:
         """Begin to show."""

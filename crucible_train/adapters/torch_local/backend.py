@@ -11,7 +11,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -64,12 +64,10 @@ class EngineSettings:
     micro_batch_tokens: int = 0
     activation_checkpointing: bool = False
     seed: int = 0
-    trains_all: bool = False
 
-    @property
-    def max_tokens(self) -> int:
-        """Positions computed at once."""
-        factor = _FULL_TRAINING_FACTOR[self.hardware.device] if self.trains_all else 1
+    def max_tokens(self, lora: Lora | None) -> int:
+        """Positions computed at once where this adapter, or with None all weights, are trained."""
+        factor = _FULL_TRAINING_FACTOR[self.hardware.device] if lora is None else 1
         return self.micro_batch_tokens or DEFAULT_MICRO_BATCH_TOKENS[self.hardware.device] * factor
 
 
@@ -98,7 +96,7 @@ class LocalBackend:
         Raises:
             ModelError: the folder holds no model this engine computes.
         """
-        self._settings = settings = replace(settings, trains_all=lora is None)
+        self._settings = settings
         self._tokenizer = tokenizer
         self._name = name or (str(model) if isinstance(model, Path) else "")
         self._lora = lora
@@ -177,11 +175,6 @@ class LocalBackend:
             device=hardware.device,
             num_threads=hardware.num_threads,
         )
-
-    def frozen_bytes(self) -> int:
-        """The memory of weights that are not trained."""
-        frozen = (p for p in self._model.causal.parameters() if not p.requires_grad)
-        return sum(p.numel() * p.element_size() for p in frozen)
 
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer."""
@@ -319,7 +312,7 @@ class LocalBackend:
     def _streams(self, datums: Sequence[Datum]) -> Iterator[TokenStream]:
         items = [scored(index, datum) for index, datum in enumerate(datums)]
         if self._model.joins_segments:
-            streams = micro_batches(items, self._settings.max_tokens)
+            streams = micro_batches(items, self._settings.max_tokens(self._lora))
         else:
             streams = micro_batches(items, 0, share=False)
         for stream in streams:
@@ -355,8 +348,8 @@ class LocalBackend:
         return {"grad_norm": float(norm)}
 
     def _num_steps(self) -> int:
-        """Optimizer steps taken, those before a resume included."""
-        return max((int(state["step"]) for state in self._optimizer.state.values()), default=0)
+        """Optimizer steps taken, those before a resume included. Every weight has taken as many."""
+        return next((int(state["step"]) for state in self._optimizer.state.values()), 0)
 
     def _clear_gradients(self) -> None:
         self._num_backwards = 0

@@ -35,6 +35,7 @@ from crucible_train.types import (
 _FEW, _MORE = 1, 3
 _NUM_REPEATS = 3
 _NUM_WRITTEN = 6
+_USUAL_PASSES_A_STEP = 4
 _PROMPT_TOKENS = 32
 # Weight, gradient, two moments; and while a checkpoint is written, copies of the weight and the moments.
 _BYTES_A_TRAINED_WEIGHT = 4 + 4 + 8 + 12
@@ -78,7 +79,7 @@ def estimate(
         mean_length: tokens of an ordinary sequence.
         num_written: answers that are written at once.
     """
-    start_bytes = resident_bytes()
+    start_bytes, num_tokens = resident_bytes(), settings.max_tokens(lora)
     config = AutoConfig.from_pretrained(model_dir, local_files_only=True, trust_remote_code=False)
     num_layers = config.get_text_config().num_hidden_layers
     few, more = min(_FEW, num_layers), min(_MORE, num_layers)
@@ -94,8 +95,8 @@ def estimate(
         hidden_size=config.get_text_config().hidden_size,
         num_params=whole.num_params,
         num_trained_params=whole.num_trained,
-        train_tokens_per_second=settings.max_tokens / whole.step_s,
-        forward_tokens_per_second=settings.max_tokens / whole.forward_s,
+        train_tokens_per_second=num_tokens / whole.step_s,
+        forward_tokens_per_second=num_tokens / whole.forward_s,
         write_step_s=whole.write_s,
         peak_bytes=start_bytes + whole.frozen_bytes + trained_bytes + whole.activation_bytes + MAX_CHUNK_BYTES,
     )
@@ -115,18 +116,21 @@ def _measure(
 ) -> _Measured:
     kept: dict[int, int] = {}
     weights: set[int] = set()
+    frozen: list[int] = []
 
     def build() -> EngineModel:
         # entered for good: the engine's thread, in which this runs, ends with the backend
         torch.autograd.graph.saved_tensors_hooks(_counting(kept, weights), lambda tensor: tensor).__enter__()
         model = blank(config, settings.hardware, lora, recompute=settings.activation_checkpointing)
         weights.update(parameter.untyped_storage().data_ptr() for parameter in model.causal.parameters())
+        frozen.extend(p.numel() * p.element_size() for p in model.causal.parameters() if not p.requires_grad)
         return model
 
     with TemporaryDirectory() as folder:
         backend = LocalBackend(build, None, replace(settings, state_dir=Path(folder)), lora)  # type: ignore[arg-type]
         try:
-            return asyncio.run(_timed(backend, kept, settings.max_tokens, mean_length, num_written))
+            measured = asyncio.run(_timed(backend, kept, settings.max_tokens(lora), mean_length, num_written))
+            return replace(measured, frozen_bytes=sum(frozen))
         finally:
             asyncio.run(backend.close())
 
@@ -134,7 +138,7 @@ def _measure(
 async def _timed(
     backend: LocalBackend, kept: dict[int, int], num_tokens: int, mean_length: int, num_written: int
 ) -> _Measured:
-    info, frozen_bytes = backend.model_info(), backend.frozen_bytes()
+    info = backend.model_info()
     length = max(2, min(mean_length, num_tokens, info.max_positions))
     datums = [_datum(length, info.vocab_size, number) for number in range(max(1, num_tokens // length))]
     share = num_tokens / (length * len(datums))
@@ -160,11 +164,11 @@ async def _timed(
     await write(1)
     write_s = (await write(_NUM_WRITTEN) - await write(1)) / (_NUM_WRITTEN - 1)
     return _Measured(
-        step_s=statistics.median(step_s) * share + optim_s / 4,
+        step_s=statistics.median(step_s) * share + optim_s / _USUAL_PASSES_A_STEP,
         forward_s=statistics.median(forward_s) * share,
         write_s=max(write_s, 1e-6),
         activation_bytes=round(sum(kept.values()) * share),
-        frozen_bytes=frozen_bytes,
+        frozen_bytes=0,
         num_params=info.num_params,
         num_trained=info.num_trainable_params,
     )

@@ -217,9 +217,10 @@ def _plain_logprobs(causal: PreTrainedModel) -> list[Tensor]:
     return found
 
 
-@torch.no_grad()
 def _prove(model: EngineModel, expected: Sequence[Tensor]) -> None:
     """Compare the engine with plain transformers on two sequences, one at a time and then in one stream.
+
+    The first as in training, the second as in sampling, since the two are computed in different ways.
 
     Raises:
         ModelError: the engine does not compute this model.
@@ -230,14 +231,16 @@ def _prove(model: EngineModel, expected: Sequence[Tensor]) -> None:
         for i, s in enumerate(sequences)
     ]
     dtype = model.precision.dtype
-    alone = torch.cat([_engine_logprobs(model, [item]) for item in items])
+    with torch.enable_grad():
+        alone = torch.cat([_engine_logprobs(model, [item]).detach() for item in items])
     difference = float((alone - torch.cat(list(expected))).abs().mean())
     if not difference <= _PLAIN_TOLERANCE[dtype]:
         raise ModelError(
             f"model: {type(model.causal).__name__} is not computed correctly by this engine: log-probabilities differ "
             f"from transformers' by {difference:.2g}"
         )
-    together = _engine_logprobs(model, items)
+    with torch.no_grad():
+        together = _engine_logprobs(model, items)
     model.joins_segments = float((alone - together).abs().mean()) <= _JOIN_TOLERANCE[dtype]
 
 

@@ -109,9 +109,10 @@ def _install_norm(module: nn.Module, precision: Precision, *, remakes: bool) -> 
     with torch.no_grad():
         # at other weights than its own, which training changes: at ones, many formulas are alike
         weight.data = torch.rand(weight.shape, device=weight.device, generator=generator) + 0.5
-        is_equal = _equal(module.forward(probe), rms_norm(probe, weight, eps, torch.float32, remakes=False))
+        expected = module.forward(probe)
+        found = _both_ways(lambda x: rms_norm(x, weight, eps, torch.float32, remakes=False), probe)
         weight.data = own
-    if not is_equal:
+    if not all(_equal(expected, one) for one in found):
         return 0
     module.forward = lambda x: rms_norm(x, weight, eps, precision.dtype, remakes=remakes)
     return 1
@@ -167,10 +168,19 @@ def _install_mlp(module: nn.Module, *, remakes: bool) -> int:
         device = next(module.parameters()).device
         x = torch.randn(_PROBE_ROWS, width, device=device, generator=_generator(device))
         own = module.forward(x)
-        if not isinstance(own, Tensor) or not _equal(own.float(), twin(x).float()):
+        if not isinstance(own, Tensor) or not all(_equal(own.float(), one.float()) for one in _both_ways(twin, x)):
             return 0
     module.forward = twin
     return 1
+
+
+def _both_ways(twin: Callable[[Tensor], Tensor], x: Tensor) -> list[Tensor]:
+    """What a twin gives in training and in sampling: it computes the two in different ways."""
+    found = []
+    for is_training in (True, False):
+        with torch.set_grad_enabled(is_training):
+            found.append(twin(x).detach())
+    return found
 
 
 def _takes_one_input(module: nn.Module) -> bool:
