@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ from crucible_train.types import conversation
 
 _ROWS_A_BATCH = 1024
 _DIALOGUES = pa.schema([("messages", pa.string()), ("tools", pa.string()), ("where", pa.string())])
-_EXAMPLES = pa.schema(
+EXAMPLES = pa.schema(
     [
         ("tokens", pa.list_(pa.int32())),
         ("weights", pa.list_(pa.float32())),
@@ -28,8 +28,6 @@ _EXAMPLES = pa.schema(
         ("num_bytes", pa.int64()),
     ]
 )
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,21 +56,32 @@ class StoredDialogue:
 def write_dialogues(path: Path, dialogues: Iterable[StoredDialogue]) -> int:
     """Write conversations; how many there were."""
 
-    def columns(rows: Sequence[StoredDialogue]) -> list[Any]:
-        return [[row.messages for row in rows], [row.tools for row in rows], [row.where for row in rows]]
+    def batches() -> Iterator[pa.RecordBatch]:
+        iterator = iter(dialogues)
+        while rows := list(islice(iterator, _ROWS_A_BATCH)):
+            columns = [[row.messages for row in rows], [row.tools for row in rows], [row.where for row in rows]]
+            yield pa.record_batch(columns, schema=_DIALOGUES)
 
-    return _write(path, _DIALOGUES, dialogues, columns)
+    return _write(path, _DIALOGUES, batches())
+
+
+def example_batch(examples: Sequence[Example]) -> pa.RecordBatch:
+    """Rendered examples as a batch of their table."""
+    tokens = _lists([example.tokens_T for example in examples], pa.int32())
+    weights = _lists([example.weights_T for example in examples], pa.float32())
+    rows, num_bytes = [example.row for example in examples], [example.num_bytes for example in examples]
+    return pa.record_batch([tokens, weights, rows, num_bytes], schema=EXAMPLES)
 
 
 def write_examples(path: Path, examples: Iterable[Example]) -> int:
     """Write rendered examples; how many there were."""
+    iterator = iter(examples)
+    return write_example_batches(path, map(example_batch, iter(lambda: list(islice(iterator, _ROWS_A_BATCH)), [])))
 
-    def columns(rows: Sequence[Example]) -> list[Any]:
-        tokens = _lists([e.tokens_T for e in rows], pa.int32())
-        weights = _lists([e.weights_T for e in rows], pa.float32())
-        return [tokens, weights, [e.row for e in rows], [e.num_bytes for e in rows]]
 
-    return _write(path, _EXAMPLES, examples, columns)
+def write_example_batches(path: Path, batches: Iterable[pa.RecordBatch]) -> int:
+    """Write batches of rendered examples; how many examples there were."""
+    return _write(path, EXAMPLES, batches)
 
 
 class _Table:
@@ -129,19 +138,18 @@ class Examples(_Table):
         return np.concatenate(parts).astype(np.int64) if parts else np.zeros(0, np.int64)
 
 
-def _write(path: Path, schema: pa.Schema, rows: Iterable[T], columns: Any) -> int:
+def _write(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> int:
     num_rows = 0
     with files.atomic_open(path) as file, pa.ipc.new_file(file, schema) as writer:
-        iterator = iter(rows)
-        while batch := list(islice(iterator, _ROWS_A_BATCH)):
-            writer.write_batch(pa.record_batch(columns(batch), schema=schema))
-            num_rows += len(batch)
+        for batch in batches:
+            writer.write_batch(batch)
+            num_rows += batch.num_rows
     return num_rows
 
 
 def _lists(arrays: Sequence[npt.NDArray[Any]], kind: pa.DataType) -> pa.ListArray:
     offsets = np.cumsum([0, *(array.size for array in arrays)], dtype=np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(arrays), type=kind))
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(arrays) if arrays else [], type=kind))
 
 
 def _view(column: pa.ListArray, place: int) -> npt.NDArray[Any]:

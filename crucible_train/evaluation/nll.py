@@ -7,8 +7,10 @@ bits_per_byte  -sum logp / ln 2 / UTF-8 bytes of the trained text    comparable 
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
+from crucible_train import files
 from crucible_train.data.examples import Example, datum
 from crucible_train.ports import TrainingClient
 from crucible_train.types import CrossEntropy
@@ -37,6 +39,17 @@ async def measure_nll(client: TrainingClient, examples: Sequence[Example]) -> li
             total = -float(logprobs[is_trained].sum(dtype="float64"))
             found.append(ExampleNll(example.row, total, int(is_trained.sum()), example.num_bytes))
     return found
+
+
+def write_measured(path: Path, step: int, found: Sequence[ExampleNll]) -> None:
+    """Keep what was measured after ``step`` steps, so that the same weights need not be measured again."""
+    files.write_json(path, {"step": step, "examples": [asdict(example) for example in found]})
+
+
+def read_measured(path: Path, step: int) -> list[ExampleNll] | None:
+    """What is kept there, if it was measured after ``step`` steps."""
+    kept = files.read_json(path)
+    return [ExampleNll(**example) for example in kept["examples"]] if kept and kept["step"] == step else None
 
 
 def nll_metrics(found: Sequence[ExampleNll]) -> dict[str, float]:

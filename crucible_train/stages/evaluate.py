@@ -8,12 +8,12 @@ from typing import Any
 
 from crucible_train import files, terminal, wiring
 from crucible_train.evaluation.answers import Answer, Question, answer_metrics
-from crucible_train.evaluation.nll import ExampleNll, nll_metrics
+from crucible_train.evaluation.nll import ExampleNll, nll_metrics, read_measured
 from crucible_train.ports import TrainingClient
 from crucible_train.recipes.sft import SFTConfig
 from crucible_train.stages.base import Stage, in_thread
 from crucible_train.stages.held_out import HeldOutRows
-from crucible_train.stages.train import ADAPTER, MODEL, hardware_identity
+from crucible_train.stages.train import ADAPTER, MEASURED, MODEL, RESULT, hardware_identity
 from crucible_train.types import ArtifactRef, Hardware
 
 RESULTS = "results.jsonl"
@@ -54,6 +54,11 @@ class Evaluate(Stage[SFTConfig]):
         """Measure the base model, or, where ``trained`` is among the inputs, the trained one."""
         config = self.config
         trained = inputs.get("trained")
+        held_out = HeldOutRows(config, inputs, config.eval.num_samples)
+        known = _known(trained) if trained is not None else None
+        if not held_out.questions and (known is not None or not held_out.examples):
+            _write(known or [], [], [], folder)
+            return
         full = trained is not None and (trained / MODEL).is_dir()
 
         def load() -> TrainingClient:
@@ -70,15 +75,19 @@ class Evaluate(Stage[SFTConfig]):
 
         client = await in_thread(load)
         try:
-            await _measure(client, config, inputs, folder)
+            found = known if known is not None else await held_out.nll(client)
+            _write(found, held_out.questions, await held_out.answers(client), folder)
         finally:
             await client.close()
 
 
-async def _measure(client: TrainingClient, config: SFTConfig, inputs: Mapping[str, Path], folder: Path) -> None:
-    held_out = HeldOutRows(config, inputs, config.eval.num_samples)
-    found, answers = await held_out.nll(client), await held_out.answers(client)
-    rows = _results(found, held_out.questions, answers)
+def _known(trained: Path) -> list[ExampleNll] | None:
+    """What training measured of the weights it published, if it did."""
+    return read_measured(trained / MEASURED, files.read_json(trained / RESULT)["published_step"])
+
+
+def _write(found: list[ExampleNll], asked: list[Question], answers: list[Answer], folder: Path) -> None:
+    rows = _results(found, asked, answers)
     files.write_text(folder / RESULTS, "".join(json.dumps(row) + "\n" for row in rows))
     metrics = (nll_metrics(found) if found else {}) | answer_metrics(answers)
     files.write_json(folder / SUMMARY, {"metrics": metrics, "num_examples": len(found), "num_answers": len(answers)})

@@ -1,13 +1,12 @@
 """From conversations to tokens and weights."""
 
-import signal
 from collections.abc import Mapping
-from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
 from crucible_train import terminal
-from crucible_train.data.rendering import RendererSpec, render
+from crucible_train.data.render_rows import RendererSpec
+from crucible_train.data.rendering import render
 from crucible_train.ports import Tokenizer
 from crucible_train.recipes.sft import SFTConfig
 from crucible_train.renderers import FastTokenizer, renderer_name
@@ -35,14 +34,7 @@ class Render(Stage[SFTConfig]):
     async def run(self, inputs: Mapping[str, Path], folder: Path) -> None:
         """Render with the model's own format or the one that is asked for."""
         spec = renderer_spec(self.config, inputs["model"])
-        await in_thread(self._render, inputs["conversations"], spec, folder)
-
-    def _render(self, conversations: Path, spec: RendererSpec, folder: Path) -> None:
-        """Render. Processes started here inherit the thread's signal mask: Ctrl-C is the command's to answer."""
-        if hasattr(signal, "pthread_sigmask"):
-            resource_tracker.ensure_running()  # its start, with the first process, would let the signal through again
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        render(conversations, spec, self.config.data, self.config.seed, folder)
+        await in_thread(render, inputs["conversations"], spec, self.config.data, self.config.seed, folder)
 
 
 def renderer_spec(config: SFTConfig, model_dir: Path, tokenizer: Tokenizer | None = None) -> RendererSpec:

@@ -10,7 +10,7 @@ from crucible_train.config.redaction import redacted
 from crucible_train.data.rendering import TRAIN
 from crucible_train.data.tables import Examples
 from crucible_train.evaluation.answers import answer_metrics
-from crucible_train.evaluation.nll import nll_metrics
+from crucible_train.evaluation.nll import nll_metrics, read_measured, write_measured
 from crucible_train.loop.run import TrainingRun
 from crucible_train.metrics_file import METRICS_FILE
 from crucible_train.ports import MetricsLogger, ModelInfo, RunInfo, RunStatus, TrainingClient
@@ -24,6 +24,7 @@ from crucible_train.types import ArtifactRef, Hardware
 ADAPTER = "adapter"
 MODEL = "model"
 RESULT = "result.json"
+MEASURED = "held_out_nll.json"
 _ANSWER_FIELDS = ("max_new_tokens", "temperature", "top_p", "scorers")
 _NOT_PUBLISHED = ("optimizer.safetensors", "loop.json", "metrics.jsonl")
 
@@ -130,10 +131,12 @@ class Train(Stage[SFTConfig]):
         base = files.read_json(inputs["before"] / "summary.json") if "before" in inputs else None
         first = {k: v for k, v in base["metrics"].items() if k in _NLL_METRICS} if base else {}
 
-        async def evaluate(_step: int) -> Mapping[str, float]:
+        async def evaluate(step: int) -> Mapping[str, float]:
             if not held_out.examples:
                 return {}
-            return nll_metrics(await held_out.nll(client)) | answer_metrics(await held_out.answers(client))
+            found = await held_out.nll(client)
+            write_measured(self._run_dir / "eval" / MEASURED, step, found)
+            return nll_metrics(found) | answer_metrics(await held_out.answers(client))
 
         status: RunStatus = "failed"
         try:
@@ -153,6 +156,9 @@ class Train(Stage[SFTConfig]):
                 files.copy_file(checkpoint / name, target / name)
         if not self.config.peft.use_peft:
             FastTokenizer.from_folder(model_dir).to_folder(target)
+        found = read_measured(self._run_dir / "eval" / MEASURED, result.published_step)
+        if found is not None:
+            write_measured(folder / MEASURED, result.published_step, found)
         files.copy_file(self._run_dir / METRICS_FILE, folder / METRICS_FILE)
         files.write_json(folder / RESULT, asdict(result))
 

@@ -11,7 +11,7 @@ import pytest
 from crucible_train.adapters.row_store.store import RowStore
 from crucible_train.config.sections import DataConfig
 from crucible_train.data.preparation import CONVERSATIONS, QUARANTINE, prepare
-from crucible_train.data.rendering import RendererSpec
+from crucible_train.data.render_rows import RendererSpec
 from crucible_train.data.tables import Dialogues
 
 

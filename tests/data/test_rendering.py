@@ -1,13 +1,18 @@
 """From conversations to tokens and weights: split by seed, the same bytes however many workers, bad rows set aside."""
 
 import json
+import shutil
 
+import numpy as np
 import pytest
 
 from crucible_train.config.sections import DataConfig
-from crucible_train.data.rendering import TRAIN, VALIDATION, RendererSpec, render
+from crucible_train.data.preparation import CONVERSATIONS
+from crucible_train.data.render_rows import RendererSpec
+from crucible_train.data.render_workers import rendered_by_workers
+from crucible_train.data.rendering import TRAIN, VALIDATION, render
 from crucible_train.data.tables import Examples
-from crucible_train.errors import DataError
+from crucible_train.errors import DataError, RunError
 
 LONG = "x" * 1000
 AROUND = (
@@ -159,3 +164,25 @@ def test_turns_that_history_rewrites_are_examples_of_their_own_yet_one_row(rende
         "<user>user says;<assistant>a;<user>user says;<assistant>assistant says;",
     ]
     assert all("assistant says" in tokenizer.decode(e.tokens_T[e.weights_T > 0].tolist()) for e in train)
+
+
+def test_a_row_longer_than_the_model_has_positions_is_set_aside(rendered, tmp_path, smollm2):
+    shutil.copytree(smollm2.tokenizer_dir, tmp_path / "model")
+    (tmp_path / "model" / "config.json").write_text('{"max_position_embeddings": 300}')
+    spec = RendererSpec("smollm2", {}, tmp_path / "model")
+    summary, train, _ = rendered(lines("a", LONG), spec=spec, eval_split=0.0, on_bad_row="quarantine")
+    assert [e.row for e in train] == [0]
+    assert summary["bad_rows"] == {"too_long": 1}
+    (row,) = (tmp_path / "rendered" / "quarantine.jsonl").read_text().splitlines()
+    problem = f"{num_tokens('question 1', LONG)} tokens are more than the 300 positions of the model"
+    assert json.loads(row)["problem"] == problem
+
+
+def test_a_worker_that_ends_early_is_an_error(prepared, smollm2):
+    conversations = prepared(lines(*"abcd")).folder / CONVERSATIONS
+    jobs = [np.array([0, 1]), np.array([2, 3])]
+    parts = rendered_by_workers(conversations, jobs, smollm2, DataConfig(), 1)
+    assert next(parts).examples.num_rows == 2
+    missing = RendererSpec("smollm2", {}, smollm2.tokenizer_dir / "nowhere")
+    with pytest.raises(RunError, match="a process that renders rows ended early, with status 1"):
+        next(rendered_by_workers(conversations, jobs, missing, DataConfig(), 1))

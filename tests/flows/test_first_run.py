@@ -1,7 +1,9 @@
 """``python -m flows.sft``, once: what it prints, what it leaves, and whether that is what it says it is."""
 
+import asyncio
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -185,3 +187,31 @@ def test_training_lowered_the_loss(run_dir: Path) -> None:
     (nll,) = (row for row in summary["compared"] if row["name"] == "nll")
     assert nll["difference"]["high"] < 0
     assert nll["verdict"] == "better"
+
+
+def test_what_training_measured_of_the_published_weights_is_what_loading_them_measures(
+    finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from crucible_train import wiring
+    from crucible_train.stages.base import open_artifact
+    from crucible_train.stages.evaluate import RESULTS, Evaluate
+    from crucible_train.stages.train import MEASURED
+    from crucible_train.types import ArtifactRef
+
+    place, _ = finished
+    monkeypatch.chdir(place.folder)
+    config = place.config("eval.num_samples=0")
+    refs = json.loads((place.run_dir / "record.json").read_text())["artifacts"]
+    store = wiring.blob_store(config.cache_dir)
+    names = ("model", "conversations", "rendered", "trained")
+    inputs = {name: open_artifact(store, ArtifactRef(**refs[name])) for name in names}
+    stage = Evaluate(config, wiring.hardware(config.engine))
+    again = {**inputs, "trained": tmp_path / "trained"}
+    shutil.copytree(inputs["trained"], again["trained"], ignore=shutil.ignore_patterns(MEASURED))
+    (tmp_path / "anew").mkdir()
+    asyncio.run(stage.run(again, tmp_path / "anew"))
+    monkeypatch.delattr(wiring, "training_client")
+    (tmp_path / "known").mkdir()
+    asyncio.run(stage.run(inputs, tmp_path / "known"))
+    assert (tmp_path / "known" / RESULTS).read_bytes() == (tmp_path / "anew" / RESULTS).read_bytes()
+    assert len(_lines(tmp_path / "known" / RESULTS)) == 6

@@ -1,0 +1,117 @@
+"""Rendering in several processes.
+
+A worker is this module run as a program. It is told its work on standard input, which stays open as long as anybody
+wants that work, and streams Arrow batches, one a job, to standard output; the bad rows of a job travel as its batch's
+metadata. Workers have sessions of their own: Ctrl-C is the command's to answer.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from crucible_train.config.sections import DataConfig
+from crucible_train.data.render_rows import RenderedRows, RendererSpec, render_rows
+from crucible_train.data.rows import BadRow, Reason
+from crucible_train.data.tables import EXAMPLES, Dialogues
+from crucible_train.errors import RunError
+
+_BAD_ROWS = b"bad_rows"
+
+
+def rendered_by_workers(
+    path: Path, jobs: Sequence[np.ndarray], spec: RendererSpec, config: DataConfig, num_workers: int
+) -> Iterator[RenderedRows]:
+    """Render jobs, each an array of row numbers, and yield what they give in their order.
+
+    Raises:
+        RunError: a worker ended before its work did.
+    """
+    num_workers = min(num_workers, len(jobs))
+    with ExitStack() as stack:
+        workers = [stack.enter_context(_Worker(path, jobs[n::num_workers], spec, config)) for n in range(num_workers)]
+        for number in range(len(jobs)):
+            yield workers[number % num_workers].next()
+
+
+class _Worker:
+    """One process and the stream of what it makes."""
+
+    def __init__(self, path: Path, jobs: Sequence[np.ndarray], spec: RendererSpec, config: DataConfig) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", __name__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={
+                **os.environ,
+                "TOKENIZERS_PARALLELISM": "false",
+                "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            },
+            start_new_session=True,
+        )
+        self._reader: pa.ipc.RecordBatchStreamReader | None = None
+        work = {
+            "path": str(path.absolute()),
+            "jobs": [job.tolist() for job in jobs],
+            "spec": [spec.name, dict(spec.options), str(spec.tokenizer_dir.absolute())],
+            "config": config.model_dump(mode="json"),
+        }
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(work).encode() + b"\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:  # ``next`` says how it ended
+            pass
+
+    def __enter__(self) -> "_Worker":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+    def next(self) -> RenderedRows:
+        try:
+            if self._reader is None:
+                self._reader = pa.ipc.open_stream(self._process.stdout)
+            batch, metadata = self._reader.read_next_batch_with_custom_metadata()
+        except (StopIteration, pa.ArrowInvalid, OSError) as error:
+            raise RunError(f"a process that renders rows ended early, with status {self._process.wait()}") from error
+        bad_rows = [BadRow(**row | {"reason": Reason(row["reason"])}) for row in json.loads(metadata[_BAD_ROWS])]
+        return RenderedRows(batch, bad_rows)
+
+
+def _main() -> None:
+    """Do the work that standard input describes, and end when nobody wants it any more."""
+    work = json.loads(sys.stdin.buffer.readline())
+
+    def watch() -> None:
+        os.read(sys.stdin.fileno(), 1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    name, options, tokenizer_dir = work["spec"]
+    spec = RendererSpec(name, options, Path(tokenizer_dir))
+    renderer, max_positions = spec.make(), spec.max_positions()
+    dialogues, config = Dialogues(Path(work["path"])), DataConfig.model_validate(work["config"])
+    with pa.ipc.new_stream(sys.stdout.buffer, EXAMPLES) as writer:
+        for job in work["jobs"]:
+            batch, bad_rows = render_rows(renderer, dialogues, np.array(job), config, max_positions)
+            writer.write_batch(batch, custom_metadata={_BAD_ROWS: json.dumps([asdict(row) for row in bad_rows])})
+            sys.stdout.buffer.flush()
+    sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    _main()
