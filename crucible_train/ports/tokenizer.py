@@ -55,8 +55,11 @@ class Tokenizer(Protocol):
     def encode(self, text: str) -> Sequence[int]:
         """The ids of ordinary text."""
 
-    def encode_batch(self, texts: Sequence[str]) -> Sequence[Encoded]:
-        """The ids of several ordinary texts, with the characters each came from."""
+    def encode_batch(self, texts: Sequence[str]) -> Sequence[Sequence[int]]:
+        """The ids of several ordinary texts."""
+
+    def encode_with_offsets(self, texts: Sequence[str]) -> Sequence[Encoded]:
+        """The same ids, with the characters each came from."""
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; control tokens appear by their names."""

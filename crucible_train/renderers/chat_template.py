@@ -17,7 +17,8 @@ from typing import Any
 
 from crucible_train.errors import ConfigError, RenderError
 from crucible_train.ports import Tokenizer
-from crucible_train.renderers.base import Renderer, Tools, refuse_images
+from crucible_train.renderers.base import Renderer, Tools
+from crucible_train.renderers.checks import refuse_images
 from crucible_train.renderers.jinja import TemplateFailure, compile_template
 from crucible_train.renderers.pieces import NO_MESSAGE, Kind, Piece
 from crucible_train.types import Message

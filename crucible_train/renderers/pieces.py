@@ -5,19 +5,22 @@ that no control token separates are encoded together, because that is how the mo
 newline of a header and a newline that opens the content may be one token.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from crucible_train.errors import ModelError
 from crucible_train.ports import Tokenizer
+from crucible_train.types import EncodedTextChunk, ImageChunk, ModelInput
 
+T = TypeVar("T")
 NO_MESSAGE = -1
+_MAX_HEADER = 256
 
 
 class Kind(Enum):
@@ -27,6 +30,8 @@ class Kind(Enum):
     """The name of one control token."""
     TEXT = "text"
     """Ordinary text, of the template or of a message: it can never become a control token."""
+    IMAGE = "image"
+    """A picture, which takes as many positions as its chunk says."""
     BREAK = "break"
     """Nothing; what stands before and after is encoded apart."""
 
@@ -39,15 +44,24 @@ class Piece(NamedTuple):
         kind: how it becomes ids.
         message: the index of the message it belongs to, or ``NO_MESSAGE``.
         is_output: whether the speaker writes it: content and stop token, not the header.
+        image: the picture, of an image piece.
     """
 
     text: str
     kind: Kind = Kind.TEXT
     message: int = NO_MESSAGE
     is_output: bool = False
+    image: ImageChunk | None = None
 
 
 BREAK = Piece("", Kind.BREAK)
+
+
+class Image(NamedTuple):
+    """A picture in a rendered conversation: where its positions begin, and what stands there."""
+
+    position: int
+    chunk: ImageChunk
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,48 +77,124 @@ class EncodedPieces:
     message_T: npt.NDArray[np.int32]
     is_output_T: npt.NDArray[np.bool_]
     merged: frozenset[int] = frozenset()
+    images: tuple[Image, ...] = ()
 
     def __len__(self) -> int:
         """How many tokens there are."""
         return int(self.ids_T.size)
 
+    def model_input(self) -> ModelInput:
+        """The ids in chunks, a picture at its place."""
+        if not self.images:
+            return ModelInput.from_ints(self.ids_T)
+        chunks: list[EncodedTextChunk | ImageChunk] = []
+        position = 0
+        for start, chunk in self.images:
+            if start > position:
+                chunks.append(EncodedTextChunk(self.ids_T[position:start]))
+            chunks.append(chunk)
+            position = start + chunk.length
+        if position < self.ids_T.size:
+            chunks.append(EncodedTextChunk(self.ids_T[position:]))
+        return ModelInput(tuple(chunks))
 
-def encode_pieces(pieces: Iterable[Piece], tokenizer: Tokenizer) -> EncodedPieces:
-    """Turn pieces into ids.
+
+Asks = Generator[Sequence[str], Sequence[Sequence[int]], T]
+"""Work that yields the texts it needs encoded and is sent their ids, so that much of it can share a call."""
+
+
+def encode_pieces(rendered: Sequence[Iterable[Piece]], tokenizer: Tokenizer) -> Asks[list[EncodedPieces]]:
+    """Turn the pieces of several conversations, or of parts of one, into ids.
 
     Raises:
         ModelError: the tokenizer lacks a control token that the format needs.
     """
-    runs = _runs(pieces)
-    texts = ["".join(piece.text for piece in run) for run in runs if run[0].kind is Kind.TEXT]
-    encoded = iter(tokenizer.encode_batch(texts) if texts else ())
-    ids: list[int] = []
-    messages: list[int] = []
-    is_output: list[bool] = []
-    merged: set[int] = set()
+    rendered_runs = [_runs(pieces) for pieces in rendered]
+    texts = list(dict.fromkeys(run.text for runs in rendered_runs for run in runs if run.kind is Kind.TEXT))
+    ids = (yield texts) if texts else ()
+    known = dict(zip(texts, ids, strict=True))
+    return [_assemble(runs, known, tokenizer) for runs in rendered_runs]
+
+
+class _Run(NamedTuple):
+    """Pieces that are encoded together."""
+
+    kind: Kind
+    text: str
+    pieces: list[Piece]
+
+
+def _assemble(runs: Sequence[_Run], known: Mapping[str, Sequence[int]], tokenizer: Tokenizer) -> EncodedPieces:
+    made = _Assembly()
     for run in runs:
-        if run[0].kind is Kind.CONTROL:
-            ids.append(control_id(run[0].text, tokenizer))
-            messages.append(run[0].message)
-            is_output.append(run[0].is_output)
-            continue
-        found = next(encoded)
-        ids.extend(found.ids)
-        if len(run) == 1:
-            messages.extend([run[0].message] * len(found.ids))
-            is_output.extend([run[0].is_output] * len(found.ids))
-            continue
-        first, last = _covered(run, found.offsets)
-        outputs = np.array([piece.is_output for piece in run])
-        owners = np.array([piece.message for piece in run])[last]
-        num_inputs_until = np.concatenate([[0], np.cumsum(~outputs)])
-        whole_output = num_inputs_until[last + 1] == num_inputs_until[first]
-        merged.update(owners[outputs[last] & ~whole_output].tolist())
-        messages.extend(owners.tolist())
-        is_output.extend(whole_output.tolist())
-    return EncodedPieces(
-        np.array(ids, np.int32), np.array(messages, np.int32), np.array(is_output, np.bool_), frozenset(merged)
-    )
+        first = run.pieces[0]
+        if run.kind is Kind.CONTROL:
+            made.add((control_id(first.text, tokenizer),), first.message, first.is_output)
+        elif first.image is not None:
+            made.images.append(Image(len(made.ids), first.image))
+            made.add([first.image.placeholder_id] * first.image.length, first.message, first.is_output)
+        elif all(_owner(piece) == _owner(first) for piece in run.pieces):
+            made.add(known[run.text], first.message, first.is_output)
+        else:
+            made.add_shared(run, known[run.text], tokenizer)
+    return made.encoded()
+
+
+class _Assembly:
+    """Ids that are put together, and to whom each belongs."""
+
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+        self.images: list[Image] = []
+        self._merged: set[int] = set()
+        self._lengths: list[int] = []
+        self._owners: list[int] = []
+        self._are_output: list[bool] = []
+
+    def add(self, ids: Sequence[int], message: int, is_output: bool) -> None:
+        self.ids.extend(ids)
+        self._belong(len(ids), message, is_output)
+
+    def add_shared(self, run: _Run, ids: Sequence[int], tokenizer: Tokenizer) -> None:
+        """Ids of text in which several have a share: mostly a header and what follows it."""
+        first = run.pieces[0]
+        header = next(place for place, piece in enumerate(run.pieces) if _owner(piece) != _owner(first))
+        rest = run.pieces[header]
+        text = "".join(piece.text for piece in run.pieces[:header])
+        if len(text) <= _MAX_HEADER and all(_owner(piece) == _owner(rest) for piece in run.pieces[header:]):
+            known = tokenizer.encode(text)
+            if ids[: len(known)] == known:  # so no token has a share in both
+                self.add(known, first.message, first.is_output)
+                self.add(ids[len(known) :], rest.message, rest.is_output)
+                return
+        [encoded] = tokenizer.encode_with_offsets([run.text])
+        first_T, last_T = _covered(run.pieces, encoded.offsets)
+        is_output = np.array([piece.is_output for piece in run.pieces])
+        owner_T = np.array([piece.message for piece in run.pieces])[last_T]
+        num_inputs_until = np.concatenate([[0], np.cumsum(~is_output)])
+        whole_output_T = num_inputs_until[last_T + 1] == num_inputs_until[first_T]
+        self._merged.update(owner_T[is_output[last_T] & ~whole_output_T].tolist())
+        self.ids.extend(encoded.ids)
+        for message, is_whole in zip(owner_T.tolist(), whole_output_T.tolist(), strict=True):
+            self._belong(1, message, is_whole)
+
+    def encoded(self) -> EncodedPieces:
+        return EncodedPieces(
+            np.array(self.ids, np.int32),
+            np.repeat(np.array(self._owners, np.int32), self._lengths),
+            np.repeat(np.array(self._are_output, np.bool_), self._lengths),
+            frozenset(self._merged),
+            tuple(self.images),
+        )
+
+    def _belong(self, num: int, message: int, is_output: bool) -> None:
+        self._lengths.append(num)
+        self._owners.append(message)
+        self._are_output.append(is_output)
+
+
+def _owner(piece: Piece) -> tuple[int, bool]:
+    return piece.message, piece.is_output
 
 
 def _covered(
@@ -118,21 +208,26 @@ def _covered(
     return np.minimum(first, len(run) - 1), np.minimum(last, len(run) - 1)
 
 
-def _runs(pieces: Iterable[Piece]) -> list[list[Piece]]:
-    """Group the pieces that are encoded together; empty texts vanish, each control token stands alone."""
-    runs: list[list[Piece]] = []
-    is_open = False
+def _runs(pieces: Iterable[Piece]) -> list[_Run]:
+    """Group the pieces that are encoded together; empty texts vanish, each control token and image stands alone."""
+    runs: list[_Run] = []
+    together: list[Piece] = []
+
+    def close() -> None:
+        if together:
+            text = together[0].text if len(together) == 1 else "".join(piece.text for piece in together)
+            runs.append(_Run(Kind.TEXT, text, together.copy()))
+            together.clear()
+
     for piece in pieces:
-        if piece.kind is not Kind.TEXT:
-            is_open = False
-            if piece.kind is Kind.CONTROL:
-                runs.append([piece])
-        elif piece.text:
-            if is_open:
-                runs[-1].append(piece)
-            else:
-                runs.append([piece])
-            is_open = True
+        if piece.kind is Kind.TEXT:
+            if piece.text:
+                together.append(piece)
+            continue
+        close()
+        if piece.kind is not Kind.BREAK:
+            runs.append(_Run(piece.kind, piece.text, [piece]))
+    close()
     return runs
 
 

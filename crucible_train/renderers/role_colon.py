@@ -6,9 +6,10 @@
 The format has no control token but an opening BOS, so the stop is a text. Header and body are encoded apart.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
-from crucible_train.renderers.base import ParsedResponse, Renderer, Termination, Tools
+from crucible_train.renderers.answers import AnswerReader, Delta, Ending, Termination, TextDelta
+from crucible_train.renderers.base import Renderer, Tools
 from crucible_train.renderers.pieces import BREAK, Kind, Piece
 from crucible_train.types import Message
 
@@ -16,10 +17,26 @@ HAND_OVER = "User:"
 STOP = f"\n\n{HAND_OVER}"
 
 
+class _Reader(AnswerReader):
+    """Takes away the space before an answer, and a blank line after one that ends without the next user's header."""
+
+    call_prefix = "\n\n"
+    _is_begun = False
+
+    def text(self, text: str) -> Iterator[Delta]:
+        yield from super().text(text if self._is_begun else text.removeprefix(" "))
+        self._is_begun = True
+
+    def finish(self, ending: Ending) -> Iterator[Delta]:
+        if shown := self.words.close(drops=ending.termination is not Termination.STOP_SEQUENCE):
+            yield TextDelta(shown)
+
+
 class RoleColon(Renderer):
     """``Role: content`` and a blank line."""
 
     name = "role_colon"
+    reader = _Reader
     extends_history = False  # an answer is only followed by the "User:" it was trained to write if a user comes next
 
     def conversation_pieces(self, messages: Sequence[Message], tools: Tools) -> Iterable[Piece]:
@@ -52,11 +69,3 @@ class RoleColon(Renderer):
     def stop_sequences(self) -> Sequence[str]:
         """A blank line and the next user's header."""
         return [STOP]
-
-    def parse_response(self, token_ids: Sequence[int]) -> ParsedResponse:
-        """Cut at the stop text or at the end of text, whichever comes first."""
-        text, termination = self._until_stop(token_ids)
-        answer = text.removeprefix(" ")
-        if termination is not Termination.STOP_SEQUENCE:  # the blank line that opens the stop may stand without it
-            answer = answer.removesuffix("\n\n")
-        return ParsedResponse(Message("assistant", answer), termination)

@@ -7,7 +7,7 @@ name only.
 
 import json
 import lzma
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +23,9 @@ from crucible_train.ports import Encoded, Tokenizer
 DEFINITION_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
 TEMPLATE_FILE = "chat_template.jinja"
+# Headers and the like: what is said again and again.
+_MAX_KNOWN_LENGTH = 64
+_MAX_KNOWN = 16384
 
 
 class FastTokenizer:
@@ -44,6 +47,8 @@ class FastTokenizer:
         self._decoder = RustTokenizer.from_str(json.dumps(self.definition))
         plain = self.definition | {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
         self._plain = RustTokenizer.from_str(json.dumps(plain))
+        self._holds_controls = not self._control_ids.isdisjoint(self._plain.get_vocab().values())
+        self._known: dict[str, Sequence[int]] = {}
 
     @classmethod
     def from_folder(cls, folder: Path) -> Self:
@@ -110,26 +115,48 @@ class FastTokenizer:
 
     def encode(self, text: str) -> Sequence[int]:
         """The ids of ordinary text."""
-        return self.encode_batch([text])[0].ids
+        return self.encode_batch([text])[0]
 
-    def encode_batch(self, texts: Sequence[str]) -> Sequence[Encoded]:
-        """The ids of ordinary texts, encoded together on all cores, with the characters each came from.
+    def encode_batch(self, texts: Sequence[str]) -> Sequence[Sequence[int]]:
+        """The ids of ordinary texts, encoded together on all cores. Short texts are remembered.
 
         Raises:
             RenderError: a text holds half of a surrogate pair.
         """
-        try:
-            encodings = self._plain.encode_batch(texts, add_special_tokens=False)
-        except TypeError:  # the Rust library's only word for a text that is not Unicode
-            for text in texts:
-                refuse_lone_surrogate(text, "text")
-            raise
+        known = self._known
+        new = list(dict.fromkeys(text for text in texts if text not in known))
+        made = dict(zip(new, self._encode_new(new), strict=True)) if new else {}
+        found = [known[text] if text in known else made[text] for text in texts]
+        if len(known) > _MAX_KNOWN:
+            known.clear()
+        known.update((text, ids) for text, ids in made.items() if len(text) <= _MAX_KNOWN_LENGTH)
+        return found
+
+    def _encode_new(self, texts: Sequence[str]) -> Sequence[Sequence[int]]:
+        if self._holds_controls:
+            return [found.ids for found in self.encode_with_offsets(texts)]
+        return [found.ids for found in self._in_rust(self._plain.encode_batch_fast, texts)]
+
+    def encode_with_offsets(self, texts: Sequence[str]) -> Sequence[Encoded]:
+        """The ids of ordinary texts, and the characters each id came from.
+
+        Raises:
+            RenderError: a text holds half of a surrogate pair.
+        """
         return [
             Encoded(found.ids, found.offsets)
             if self._control_ids.isdisjoint(found.ids)
             else self._encode_around_forgery(text, found)
-            for text, found in zip(texts, encodings, strict=True)
+            for text, found in zip(texts, self._in_rust(self._plain.encode_batch, texts), strict=True)
         ]
+
+    def _in_rust(self, encode: Callable[..., Any], texts: Sequence[str]) -> Any:
+        try:
+            return encode(texts, add_special_tokens=False)
+        except TypeError:  # the Rust library's only word for a text that is not Unicode
+            for text in texts:
+                refuse_lone_surrogate(text, "text")
+            raise
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; control tokens appear by their names."""
@@ -144,7 +171,7 @@ class FastTokenizer:
         cut = (start + end) // 2
         if not start < cut < end:
             raise ModelError(f"{self.name}: the ordinary text {text[start:end]!r} is a control token of one character")
-        left, right = self.encode_batch([text[:cut], text[cut:]])
+        left, right = self.encode_with_offsets([text[:cut], text[cut:]])
         return Encoded(
             [*left.ids, *right.ids],
             [*left.offsets, *((begin + cut, stop + cut) for begin, stop in right.offsets)],

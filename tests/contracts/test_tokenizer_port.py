@@ -81,7 +81,7 @@ def test_text_comes_back_and_is_never_a_control_token(tokenizer, data):
 @given(data=st.data())
 def test_a_batch_is_each_text_alone_with_ranges_that_cover_it_in_order(tokenizer, data):
     batch = data.draw(st.lists(texts(tokenizer), max_size=4))
-    encoded = tokenizer.encode_batch(batch)
+    encoded = tokenizer.encode_with_offsets(batch)
     assert [list(found.ids) for found in encoded] == [list(tokenizer.encode(text)) for text in batch]
     for text, found in zip(batch, encoded, strict=True):
         assert len(found.ids) == len(found.offsets)

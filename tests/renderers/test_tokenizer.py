@@ -70,7 +70,7 @@ def test_smollm2_splits_markers_as_transformers_does_when_asked(
 @given(texts=st.lists(MIXED.map("".join), max_size=4))
 @MANY
 def test_no_text_gives_a_control_token_and_all_of_it_comes_back(smollm2: FastTokenizer, texts: list[str]) -> None:
-    encoded = smollm2.encode_batch(texts)
+    encoded = smollm2.encode_with_offsets(texts)
     assert [found.ids for found in encoded] == [smollm2.encode(text) for text in texts]
     for text, found in zip(texts, encoded, strict=True):
         assert not set(found.ids) & set(smollm2.control_tokens.values())
@@ -112,14 +112,14 @@ def test_known_ids(name: str, text: str, ids: list[int], tokenizer_named: Callab
 
 
 def test_qwen3_composes_unicode_and_says_where_each_token_came_from(qwen3: FastTokenizer) -> None:
-    [found] = qwen3.encode_batch(["e\u0301tude"])
+    [found] = qwen3.encode_with_offsets(["e\u0301tude"])
     assert qwen3.decode(found.ids) == "étude"
     assert found.offsets[-1][1] == len("e\u0301tude")
 
 
 def test_half_a_surrogate_pair_is_named(smollm2: FastTokenizer) -> None:
     with pytest.raises(RenderError) as raised:
-        smollm2.encode_batch(["fine", "not \ud83d fine"])
+        smollm2.encode_with_offsets(["fine", "not \ud83d fine"])
     assert str(raised.value) == r"text: character 5 is '\ud83d', half of a surrogate pair, which cannot be encoded"
 
 
@@ -128,7 +128,7 @@ def test_a_control_token_that_the_vocabulary_itself_spells_is_cut_in_two() -> No
     inner = RustTokenizer(models.Unigram(pieces, unk_id=0))
     inner.add_special_tokens(["</s>"])
     assert inner.encode("a</s>a").tokens == ["a", "</s>", "a"]
-    [found] = as_tokenizer(inner).encode_batch(["a</s>a</s>"])
+    [found] = as_tokenizer(inner).encode_with_offsets(["a</s>a</s>"])
     assert [inner.id_to_token(token) for token in found.ids] == list("a</s>a</s>")
     assert found.offsets == [(place, place + 1) for place in range(10)]
 

@@ -105,9 +105,14 @@ def test_speeds_are_positive_and_the_random_state_is_left_alone(model_folder: Ca
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
-def test_full_training_is_estimated_at_the_size_it_is_computed_at() -> None:
-    settings = EngineSettings(Hardware("cpu", "float32", 1), Path())
+def test_passes_are_shorter_where_an_adapter_is_trained_in_little_memory() -> None:
     lora = Lora(r=4, alpha=8.0, dropout=0.0, target_modules="all-linear")
-    assert settings.max_tokens(None) == 2 * settings.max_tokens(lora)
-    asked = EngineSettings(Hardware("cpu", "float32", 1), Path(), micro_batch_tokens=100)
-    assert asked.max_tokens(None) == asked.max_tokens(lora) == 100
+
+    def sizes(device: str, precision: str, micro_batch_tokens: int = 0) -> tuple[int, int]:
+        settings = EngineSettings(Hardware(device, precision, 1), Path(), micro_batch_tokens=micro_batch_tokens)  # type: ignore[arg-type]
+        return settings.max_tokens(lora), settings.max_tokens(None)
+
+    assert sizes("cpu", "bfloat16") == (384, 768)
+    assert sizes("cpu", "float32") == (768, 768)
+    assert sizes("cuda", "bfloat16") == (16384, 16384)
+    assert sizes("cpu", "bfloat16", micro_batch_tokens=100) == (100, 100)
