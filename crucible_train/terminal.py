@@ -14,6 +14,11 @@ def console() -> Console:
     return _console
 
 
+def has_colours() -> bool:
+    """Whether output goes to a terminal that shows colours, and nobody asked for none."""
+    return console().color_system is not None and not console().no_color
+
+
 def say(line: str, style: str | None = None) -> None:
     """Print a line as it is: no markup is read in it."""
     console().print(line, style=style, markup=False, emoji=False)

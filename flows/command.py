@@ -72,7 +72,7 @@ def _forget_main() -> None:
 
 
 def sft() -> NoReturn:
-    """The ``crucible-sft`` command."""
+    """Supervised fine-tuning."""
     run_command("flows.sft:sft", "crucible_train.recipes.sft:SFTConfig")
 
 

@@ -9,7 +9,7 @@ A stage whose inputs, configuration and code have not changed is found, not run 
 """
 
 if __name__ == "__main__":  # answers wrong input, and starts a server, before anything heavy is imported
-    from flows.command import sft as run
+    from flows.start import sft as run
 
     run()
 
@@ -21,7 +21,7 @@ from prefect import flow
 from crucible_train import terminal, wiring
 from crucible_train.recipes.sft import SFTConfig
 from crucible_train.stages import run_directory
-from crucible_train.stages.package import report
+from crucible_train.stages.chat_format import settled
 from crucible_train.stages.train import Train
 from flows.artifacts import publish
 from flows.stopping import stoppable
@@ -37,6 +37,7 @@ async def sft(config: SFTConfig = SFTConfig()) -> str:
     terminal.field("machine", hardware.description)
     model = (await prepare_model(config)).ref
     conversations = (await prepare_data(config)).ref
+    config = await settled(config, {"model": model, "conversations": conversations})
     rendered = (await render(config, {"model": model, "conversations": conversations})).ref
     given = {"model": model, "conversations": conversations, "rendered": rendered}
     before = (await evaluate(config, hardware, given, "before")).ref
@@ -55,5 +56,5 @@ async def sft(config: SFTConfig = SFTConfig()) -> str:
     seconds = time.monotonic() - started
     is_new = run_directory.finish(run_dir, folder, config, refs | {"package": packaged.ref}, hardware, seconds)
     await publish(folder)
-    report(run_dir, folder, is_new=is_new)
+    run_directory.report(run_dir, folder, is_new=is_new)
     return str(run_dir)

@@ -220,6 +220,13 @@ CASES: dict[str, Case] = {
         lambda at: ["cache_dir=s3://bucket/cache"],
         r"cache_dir: s3://bucket/cache: .*credentials.*",
     ),
+    **{
+        f"secret in {field}": (
+            lambda at, field=field: [f"{field}=s3://KEY:hunter2@bucket/there"],
+            rf"{field}: s3://KEY:\[redacted\]@bucket/there: it holds a secret, .*",
+        )
+        for field in ("dataset", "data.eval_split", "model", "cache_dir", "output_dir")
+    },
     "data without credentials": (
         lambda at: ["dataset=s3://bucket/rows.jsonl"],
         r"dataset: s3://bucket/rows.jsonl: .*credentials.*",

@@ -1,7 +1,9 @@
 """The README's commands and examples are real."""
 
+import json
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from crucible_train.config.command import parse_command
 from crucible_train.recipes.sft import SFTConfig
 
 ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [line.partition("#")[0].strip() for line in README.splitlines() if line.startswith("python -m flows.")]
 
@@ -31,8 +34,8 @@ def test_there_are_commands() -> None:
 
 
 def test_the_makefile_has_what_the_readme_and_ci_call() -> None:
-    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
-    called = set(re.findall(r"make (\w+)", README + (ROOT / ".ci" / "run").read_text(encoding="utf-8")))
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    called = set(re.findall(r"make ([\w-]+)", README + (ROOT / ".ci" / "run").read_text(encoding="utf-8")))
     assert called <= targets
 
 
@@ -50,7 +53,50 @@ def test_deployments_name_the_flow_and_parameters_it_takes() -> None:
 
 
 def test_every_speed_in_the_readme_has_a_record() -> None:
-    records = {path.name for path in (ROOT / "benchmarks" / "results").glob("*.json")}
-    named = set(re.findall(r"`results/([\w.-]+\.json)`", README))
+    records = {path.name for path in RESULTS.glob("*.json")}
+    named = set(re.findall(r"`benchmarks/results/([\w.-]+\.json)`", README))
     assert named
     assert named <= records
+    assert "`results/" not in README
+
+
+def test_the_table_of_speeds_is_what_the_records_say() -> None:
+    lines = README[README.index("| SFT, real tokens/s |") :].partition("\n\n")[0].splitlines()
+    head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    medians = {}
+    for name in re.findall(r"`benchmarks/results/(sft_speed-[\w.-]+\.json)`", README):
+        found = json.loads((RESULTS / name).read_text(encoding="utf-8"))
+        shape, training = found["config"]["shape"]["name"], found["config"]["training"].partition(" ")[0]
+        shown = {"smollm2": "SmolLM2-135M"}.get(shape, shape)
+        medians[f"{shown}, {'LoRA' if training == 'LoRA' else 'all weights'}"] = found["summary"]["medians"]
+    assert {row[0] for row in rows} == set(medians)
+    for name, *cells in rows:
+        sides = medians[name]
+        speeds = [f"{sides[side]['tokens_per_second']:.0f}" for side in ("ours", "ours_bf16", "trl", "plain")]
+        memory = f"{sides['ours']['max_rss_mib'] / sides['trl']['max_rss_mib']:.2f}x"
+        assert dict(zip(head[1:], cells, strict=True)) == dict(zip(head[1:], [*speeds, memory], strict=True)), name
+
+
+def test_the_first_contact_is_what_its_record_says() -> None:
+    found = json.loads((RESULTS / "first_contact.json").read_text(encoding="utf-8"))
+    ours = found["summary"]["ours"]
+    told = re.search(r"(\d+) rows of GSM8K as the whole first command.*?: (\d+) s and ([\d.]+) GiB", README, re.S)
+    expected = (f"{found['config']['num_rows']}", f"{ours['wall_s']:.0f}", f"{ours['max_rss_mib'] / 1024:.2f}")
+    assert told.groups() == expected
+
+
+def test_the_installation_says_what_it_is_about_to_do(tmp_path: Path) -> None:
+    told = subprocess.run(
+        ["make", "--dry-run", "--no-print-directory", f"VENV={tmp_path}/new", "sft", "ARGS=seed=1"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    assert told[0] == f'echo "installing into {tmp_path}/new: about 2 GB, one or two minutes"'
+    assert told[-1] == f"{tmp_path}/new/bin/python -m flows.sft seed=1"
+
+
+def test_the_environment_is_activated_before_the_first_command_that_needs_it() -> None:
+    lines = README.splitlines()
+    assert lines.index("source .venv/bin/activate") < lines.index(next(x for x in lines if x.startswith("python -m ")))

@@ -153,7 +153,7 @@ _OTHER_MEANING: tuple[OtherName, ...] = (
         hint=_BY_STEPS.format("checkpoint.save_steps"),
     ),
     OtherName("do_train", words={"true": None}, hint="to check without training use --dry-run"),
-    OtherName("overwrite_output_dir", always="each run has a folder of its own, and none is overwritten"),
+    OtherName("overwrite_output_dir", always="each training has a folder of its own, and none is overwritten"),
     OtherName("push_to_hub", words={"false": None}, hint="this command does not publish; remove it"),
     OtherName("trust_remote_code", words={"false": None}, hint="code that comes with a model is not run; remove it"),
     OtherName("evals_per_epoch", words={}, hint=_BY_STEPS.format("eval.eval_steps")),

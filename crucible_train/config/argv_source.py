@@ -3,13 +3,11 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from crucible_train.config.actions import ACTIONS, FLAGS
 from crucible_train.config.plain_words import shown
 from crucible_train.config.reading import BOOLEANS
 from crucible_train.config.redaction import REDACTED, is_private_name
 from crucible_train.config.sources import Given, Place, Problem
-
-ACTIONS = ("help", "help_all", "schema", "dry_run")
-"""From the one that wins over the others to the one that any of them beats."""
 
 
 @dataclass(frozen=True)
@@ -127,4 +125,9 @@ def _not_understood(word: str, state: _Splitting) -> str:
     stripped = word.lstrip("-")
     if word.startswith("-") and state.is_name(stripped.partition("=")[0]):
         return f"{shown(word)}: not understood; did you mean --{shown(stripped)[1:-1]}?"
-    return f"{shown(word)}: not understood; write field=value"
+    flag = next((flag for flag in FLAGS if _letters(flag) == _letters(stripped)), None)
+    return f"{shown(word)}: not understood; {f'did you mean {flag}?' if flag else 'write field=value'}"
+
+
+def _letters(word: str) -> str:
+    return word.lower().replace("-", "").replace("_", "")

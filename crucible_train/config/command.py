@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar, cast
 
-from crucible_train.config.argv_source import ACTIONS, Words, split
+from crucible_train.config.actions import ACTIONS
+from crucible_train.config.argv_source import Words, split
 from crucible_train.config.base import Section
 from crucible_train.config.complaints import validate
 from crucible_train.config.fields import Tree, default_of, tree_of

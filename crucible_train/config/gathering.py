@@ -10,12 +10,15 @@ from crucible_train.config.fields import REQUIRED, Leaf, Tree, inner
 from crucible_train.config.names import Match, find, unknown
 from crucible_train.config.plain_words import shorten
 from crucible_train.config.reading import node_of, read
-from crucible_train.config.redaction import hide_secrets
+from crucible_train.config.redaction import hide_secrets, is_private_name
 from crucible_train.config.sources import Given, Place, Problem
 from crucible_train.config.suggestions import section_of_names
 from crucible_train.config.translation import Translation, translate_name, translate_value
 from crucible_train.config.yaml_source import flatten, place_of, section_hint
 
+_SECRETS = (
+    "not a field; secrets are taken from the environment (HF_TOKEN for the hub), never from the command line or a file"
+)
 Location = tuple[str | int, ...]
 """A field's path, then the keys and indexes within its value: ``("data.columns", "prompt")``."""
 
@@ -102,6 +105,8 @@ class Gathering:
         key = shorten(hide_secrets(given.key), 80)
         if given.path in ("config", "dry_run"):
             return f"{key}: not a field; give it on the command line as --{given.path.replace('_', '-')}"
+        if is_private_name(given.path.rpartition(".")[2]):
+            return f"{key}: {_SECRETS}"
         if isinstance(given.value, MappingNode):
             names = [name.value for name, _ in given.value.value]
             if suggestion := section_of_names(names, self.tree):

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from difflib import SequenceMatcher
 
+from crucible_train.config.actions import FLAGS
 from crucible_train.config.aliases import OTHER_NAMES
 from crucible_train.config.fields import Leaf, Tree
 
@@ -20,6 +21,8 @@ def did_you_mean(key: str, section: str, tree: Tree) -> str:
         if other.known(tree):
             target = other.target(tree)
             scores[f"{other.name} ({target} here)" if target else other.name] = likeness(name, other.name) - _AS_NEAR
+    if not section:
+        scores |= {flag: likeness(path.lstrip("_"), flag.strip("-").replace("-", "_")) for flag in FLAGS}
     near = _best(scores)
     return f"did you mean {' or '.join(near)}?" if near else ""
 

@@ -60,6 +60,11 @@ class Format:
         return None if None in found else found  # type: ignore[return-value]
 
 
+def described(name: str, columns: Sequence[str]) -> str:
+    """A format and the columns it was read from; once where the only column has the format's name."""
+    return name if list(columns) == [name] else f"{name} ({', '.join(columns)})"
+
+
 def detect(present: Sequence[str]) -> Format:
     """The first format whose columns are there.
 

@@ -1,12 +1,13 @@
 """Conversations to examples, a batch of rows at a time."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from crucible_train import files
@@ -15,7 +16,10 @@ from crucible_train.data.examples import Example
 from crucible_train.data.rows import BadRow, Reason
 from crucible_train.data.tables import Dialogues, example_batch
 from crucible_train.errors import RenderError
+from crucible_train.ports import Tokenizer
 from crucible_train.renderers import FastTokenizer, Renderer, TrainOnWhat, get_renderer
+from crucible_train.renderers.base import Example as RenderedExample
+from crucible_train.types import ImagePart, Message
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,44 +50,55 @@ class RenderedRows(NamedTuple):
 def render_rows(
     renderer: Renderer, dialogues: Dialogues, rows: np.ndarray, config: DataConfig, max_positions: float
 ) -> RenderedRows:
-    """Render conversations by their numbers, for a model of so many positions."""
-    examples: list[Example] = []
+    """Render conversations by their numbers, for a model of so many positions; their text is encoded together."""
+    read = [dialogues[row] for row in rows.tolist()]
+    rendered = renderer.build_many(
+        ((dialogue.messages, dialogue.tools or None) for dialogue in read), TrainOnWhat(config.train_on)
+    )
+    good: list[tuple[int, npt.NDArray[np.int32], npt.NDArray[np.float32]]] = []
     bad_rows: list[BadRow] = []
-    for row in rows.tolist():
-        found = render_dialogue(renderer, dialogues, row, config, max_positions)
-        if isinstance(found, BadRow):
-            bad_rows.append(found)
-        else:
-            examples.extend(found)
+    for row, dialogue, found in zip(rows.tolist(), read, rendered, strict=True):
+        problem = _picture(dialogue.messages) or _problem(found, config.max_length, max_positions)
+        if problem is not None:
+            bad_rows.append(BadRow(dialogues.where(row), *problem))
+        elif not isinstance(found, RenderError):
+            good += [(row, model_input.to_array(), weights) for model_input, weights in found]
+    num_bytes = _num_bytes(renderer.tokenizer, [(tokens, weights) for _, tokens, weights in good])
+    examples = [Example(tokens, weights, row, num) for (row, tokens, weights), num in zip(good, num_bytes, strict=True)]
     return RenderedRows(example_batch(examples), bad_rows)
 
 
-def render_dialogue(
-    renderer: Renderer, dialogues: Dialogues, row: int, config: DataConfig, max_positions: float
-) -> list[Example] | BadRow:
-    """The examples of one conversation, or why there are none."""
-    where = dialogues.where(row)
-    dialogue = dialogues[row]
-    control_ids = set(renderer.tokenizer.control_tokens.values())
-    try:
-        examples = renderer.build_supervised_examples(
-            dialogue.messages, TrainOnWhat(config.train_on), tools=dialogue.tools or None
-        )
-    except RenderError as error:
-        reason = Reason.NOTHING_TRAINED if "no token is trained" in str(error) else Reason.NOT_RENDERABLE
-        return BadRow(where, reason, str(error))
-    made = []
-    for model_input, weights in examples:
-        tokens = model_input.to_array()
-        if tokens.size > config.max_length:
-            problem = f"{tokens.size} tokens are more than data.max_length={config.max_length}"
-            return BadRow(where, Reason.TOO_LONG, problem)
-        if tokens.size > max_positions:
-            problem = f"{tokens.size} tokens are more than the {max_positions} positions of the model"
-            return BadRow(where, Reason.TOO_LONG, problem)
+def _picture(messages: Sequence[Message]) -> tuple[Reason, str] | None:
+    """Why a conversation with a picture is set aside."""
+    for index, message in enumerate(messages):
+        if isinstance(message.content, tuple) and any(isinstance(part, ImagePart) for part in message.content):
+            return Reason.NOT_RENDERABLE, f"message {index}: content: a picture, and models are trained on text here"
+    return None
+
+
+def _problem(
+    found: Sequence[RenderedExample] | RenderError, max_length: int, max_positions: float
+) -> tuple[Reason, str] | None:
+    """Why a conversation cannot be trained, if it cannot."""
+    if isinstance(found, RenderError):
+        reason = Reason.NOTHING_TRAINED if "no token is trained" in str(found) else Reason.NOT_RENDERABLE
+        return reason, str(found)
+    for model_input, weights in found:
+        num_tokens = model_input.length
+        if num_tokens > max_length:
+            return Reason.TOO_LONG, f"{num_tokens} tokens are more than data.max_length={max_length}"
+        if num_tokens > max_positions:
+            return Reason.TOO_LONG, f"{num_tokens} tokens are more than the {max_positions} positions of the model"
         if not weights[1:].any():
-            return BadRow(where, Reason.NOTHING_TRAINED, "no token is trained: nothing stands before its only one")
-        text = [token for token in tokens[weights > 0].tolist() if token not in control_ids]
-        num_bytes = len(renderer.tokenizer.decode(text).encode())
-        made.append(Example(tokens, weights, row, num_bytes))
-    return made
+            return Reason.NOTHING_TRAINED, "no token is trained: nothing stands before its only one"
+    return None
+
+
+def _num_bytes(
+    tokenizer: Tokenizer, examples: Sequence[tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]]
+) -> list[int]:
+    """The UTF-8 bytes of the text that is trained in each example, without control tokens."""
+    control_ids = np.array(sorted(tokenizer.control_tokens.values()), np.int32)
+    trained = (tokens[weights > 0] for tokens, weights in examples)
+    texts = tokenizer.decode_batch([some[~np.isin(some, control_ids)].tolist() for some in trained])
+    return [len(text.encode()) for text in texts]

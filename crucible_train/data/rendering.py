@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,8 @@ def render(conversations: Path, spec: RendererSpec, config: DataConfig, seed: in
         train, validation = split(len(dialogues), config.eval_split, seed)
         parts = {TRAIN: (conversations / CONVERSATIONS, train), VALIDATION: (conversations / CONVERSATIONS, validation)}
     renderer = spec.make()
-    summary: dict[str, Any] = {"renderer": spec.name, "renderer_options": dict(spec.options)}
+    spec = replace(spec, options=dict(renderer.options))  # with the date it writes, which workers must write too
+    summary: dict[str, Any] = {"renderer": spec.name, "renderer_options": spec.options}
     summary["tokenizer_sha256"] = renderer.tokenizer.sha256
     for name, (path, rows) in parts.items():
         totals = _Totals()

@@ -95,11 +95,17 @@ def _nothing_left(name: str, bad: Sequence[BadRow]) -> str:
     return f"{name}: none of its {len(bad)} rows can be used ({why}); the first: {bad[0].line}"
 
 
+def bad_rows(num: int) -> str:
+    """A count in words: ``1 bad row``, ``2 bad rows``."""
+    return f"{num:,} bad row{'' if num == 1 else 's'}"
+
+
 def _listing(rows: Sequence[BadRow], num_good: int) -> str:
     lines = [row.line for row in rows[:_NUM_SHOWN]]
     more = f" (the first {_NUM_SHOWN} are shown)" if len(rows) > _NUM_SHOWN else ""
+    are, them = ("is", "it") if len(rows) == 1 else ("are", "them")
     lines.append(
-        f"{len(rows)} of {len(rows) + num_good} rows are bad{more}; mend them, or set them aside with "
+        f"{len(rows)} of {len(rows) + num_good} rows {are} bad{more}; mend {them}, or set {them} aside with "
         "data.on_bad_row=quarantine"
     )
     return "\n".join(lines)

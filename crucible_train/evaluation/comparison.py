@@ -17,6 +17,7 @@ from crucible_train.evaluation.statistics import (
 
 # Five differences of one sign happen by chance in more than one of twenty cases (2 / 2^5): that is never clear.
 _MIN_CLEAR = 6
+ALONE = "one example, no interval"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,11 @@ class Compared:
     lower_is_better: bool
 
     @property
+    def has_interval(self) -> bool:
+        """Whether there is more than one example: one says nothing of how much others would differ from it."""
+        return self.num > 1
+
+    @property
     def is_clear(self) -> bool:
         """Whether the interval of the difference excludes no change, over enough examples for it to mean something."""
         return self.num >= _MIN_CLEAR and self.difference.excludes(0.0)
@@ -46,6 +52,8 @@ class Compared:
     @property
     def verdict(self) -> str:
         """In words."""
+        if not self.has_interval:
+            return ALONE
         if not self.is_clear:
             return "no clear change"
         return "better" if self.is_gain else "worse"
@@ -77,17 +85,32 @@ def compare(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, An
     answers = _pairs(before, after, "answer")
     for name in answers[0][0]["scores"] if answers else ():
         hits = [[record["scores"][name] >= 1.0 for record in side] for side in zip(*answers, strict=True)]
-        found.append(
-            Compared(
-                name,
-                len(answers),
-                rate_interval(sum(hits[0]), len(answers)),
-                rate_interval(sum(hits[1]), len(answers)),
-                paired_rate_interval(hits[0], hits[1]),
-                lower_is_better=False,
-            )
-        )
+        found.append(_rates(name, *hits))
     return found
+
+
+def compare_ended(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> list[Compared]:
+    """How many answers the two models ended themselves; nothing where none were written.
+
+    Raises:
+        ValueError: the two are not over the same prompts.
+    """
+    answers = _pairs(before, after, "answer")
+    ended = [[bool(record["ended"]) for record in side] for side in zip(*answers, strict=True)]
+    return [_rates("ended", *ended)] if answers else []
+
+
+def _rates(name: str, before: Sequence[bool], after: Sequence[bool]) -> Compared:
+    """Two shares of successes over the same examples."""
+    num = len(before)
+    return Compared(
+        name,
+        num,
+        rate_interval(sum(before), num),
+        rate_interval(sum(after), num),
+        paired_rate_interval(before, after),
+        lower_is_better=False,
+    )
 
 
 def _summed(place: npt.NDArray[np.intp], values: Sequence[float]) -> npt.NDArray[np.float64]:

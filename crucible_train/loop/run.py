@@ -58,6 +58,7 @@ class TrainingRun:
         config: CheckpointConfig,
         report: Callable[[str], None],
         on_start: Callable[[int], None] = lambda _: None,
+        kept: Mapping[str, bytes] | None = None,
     ) -> None:
         """Open a run directory.
 
@@ -68,6 +69,7 @@ class TrainingRun:
             config: when to save, what to keep, where to go on from.
             report: is told, in a line, what a person should know.
             on_start: is told after how many steps the run begins, or goes on.
+            kept: files that every checkpoint holds besides, by name.
         """
         self.run_dir = run_dir
         self.checkpoints = CheckpointFolder(run_dir)
@@ -77,6 +79,7 @@ class TrainingRun:
         self._config = config
         self._report = report
         self._on_start = on_start
+        self._kept = kept or {}
         self._saving: asyncio.Task[None] | None = None
         self._saved_step = 0
         self._durable_step = 0
@@ -148,7 +151,8 @@ class TrainingRun:
             return
         with _writing(self.metrics.path):
             metrics = self.metrics.contents()
-        attachments = {_LOOP_FILE: files.canonical_json(state.to_json()).encode(), _METRICS_COPY: metrics}
+        loop = files.canonical_json(state.to_json()).encode()
+        attachments = {**self._kept, _LOOP_FILE: loop, _METRICS_COPY: metrics}
         self._saved_step, self._saved_at = state.step, time.monotonic()
         self._saving = asyncio.create_task(self._save(state, attachments))
         await asyncio.sleep(0)  # lets the save claim its place in the engine's queue before the next step does

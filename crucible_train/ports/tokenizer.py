@@ -4,6 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+import numpy as np
+import numpy.typing as npt
+
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
@@ -55,11 +58,14 @@ class Tokenizer(Protocol):
     def encode(self, text: str) -> Sequence[int]:
         """The ids of ordinary text."""
 
-    def encode_batch(self, texts: Sequence[str]) -> Sequence[Sequence[int]]:
-        """The ids of several ordinary texts."""
+    def encode_batch(self, texts: Sequence[str]) -> Sequence[npt.NDArray[np.int32]]:
+        """The ids of several ordinary texts, each of shape (T,) and not to be written to."""
 
     def encode_with_offsets(self, texts: Sequence[str]) -> Sequence[Encoded]:
         """The same ids, with the characters each came from."""
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; control tokens appear by their names."""
+
+    def decode_batch(self, ids: Sequence[Sequence[int]]) -> Sequence[str]:
+        """The texts of several sequences of ids."""

@@ -2,7 +2,15 @@
 
 from crucible_train.renderers.answers import ParsedResponse, Termination, TextDelta, ThinkingDelta
 from crucible_train.renderers.base import Renderer
-from crucible_train.renderers.registry import get_renderer, list_renderers, register_renderer, renderer_name
+from crucible_train.renderers.record import RendererRecord
+from crucible_train.renderers.registry import (
+    find_renderer,
+    get_renderer,
+    list_renderers,
+    register_renderer,
+    renderer_for,
+    renderer_name,
+)
 from crucible_train.renderers.tokenizer import FastTokenizer, as_tokenizer
 from crucible_train.renderers.train_on_what import TrainOnWhat
 
@@ -10,13 +18,16 @@ __all__ = [
     "FastTokenizer",
     "ParsedResponse",
     "Renderer",
+    "RendererRecord",
     "Termination",
     "TextDelta",
     "ThinkingDelta",
     "TrainOnWhat",
     "as_tokenizer",
+    "find_renderer",
     "get_renderer",
     "list_renderers",
     "register_renderer",
+    "renderer_for",
     "renderer_name",
 ]

@@ -6,6 +6,7 @@ examples, weights, splitting where a template rewrites history, finding the stop
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -22,8 +23,6 @@ from crucible_train.renderers.pieces import (
     Piece,
     control_id,
     encode_pieces,
-    longest_common_prefix,
-    output_spans,
 )
 from crucible_train.renderers.stretches import stretches
 from crucible_train.renderers.tokenizer import refuse_lone_surrogate
@@ -33,6 +32,7 @@ from crucible_train.types import Message, ModelInput, conversation
 T = TypeVar("T")
 Messages = Sequence[Message | Mapping[str, Any]]
 Tools = Sequence[Mapping[str, Any]] | None
+_NUM_TOGETHER = 64  # enough to share a call; more only keep the garbage collector busy
 Example = tuple[ModelInput, npt.NDArray[np.float32]]
 """Ids, and a weight for each of them: equal lengths, unshifted."""
 
@@ -49,6 +49,8 @@ class Renderer(ABC):
     reader: ClassVar[type[AnswerReader]] = AnswerReader
     extends_history: ClassVar[bool] = True
     """Whether a conversation's ids always begin with the ids of each of its own prompts."""
+    date_option: ClassVar[str | None] = None
+    """The option that says which date the format writes, where it writes today's unless it is told another."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         """Bind the format to a tokenizer. Families take their options as further keywords."""
@@ -56,7 +58,7 @@ class Renderer(ABC):
 
     @property
     def options(self) -> Mapping[str, Any]:
-        """The options this renderer was made with: with the name, all that is needed to make it again."""
+        """The options this renderer was made with: with the name, all that is needed to make it again on any day."""
         return {}
 
     # What a family declares ------------------------------------------------------------------------------------------
@@ -69,6 +71,22 @@ class Renderer(ABC):
     def prompt_pieces(self, messages: Sequence[Message], tools: Tools, role: str) -> Iterable[Piece]:
         """The pieces after which the model writes the next message: the conversation so far and an open header."""
 
+    def turn_pieces(self, messages: Sequence[Message], tools: Tools) -> Iterable[Piece]:
+        """The pieces of a conversation whose last message is to be trained as the model writes it after its prompt.
+
+        The default is the conversation as it stands; a format in which that does not begin with the prompt overrides
+        it. ``build_supervised_examples`` is made of these.
+        """
+        return self.conversation_pieces(messages, tools)
+
+    def extends(self, messages: Sequence[Message]) -> bool:
+        """Whether this conversation's ids begin with the ids of each of its own prompts."""
+        return self.extends_history
+
+    def prefill_pieces(self, prefill: str) -> Iterable[Piece]:
+        """The pieces of an answer's beginning, which follow the open header."""
+        yield Piece(prefill)
+
     def check(self, messages: Sequence[Message], tools: Tools) -> None:
         """Refuse what the format cannot express; the default refuses all but plain text.
 
@@ -76,6 +94,22 @@ class Renderer(ABC):
             RenderError: content would be lost; the text names the message's index and field.
         """
         refuse_all_but_text(self.name, messages, tools)
+
+    def prepared(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """The messages once what they only name, such as a picture, is at hand; the default has nothing to fetch.
+
+        Raises:
+            RenderError: it cannot be had; the text names the message's index and field.
+        """
+        return messages
+
+    def check_whole(self, messages: Sequence[Message]) -> None:
+        """Refuse also, in the same way, what only the whole conversation as one example would lose."""
+        return
+
+    def reader_after(self, messages: Sequence[Message]) -> AnswerReader:
+        """The reader of an answer to these messages, or to any where there are none."""
+        return self.reader()
 
     def stop_sequences(self) -> Sequence[int] | Sequence[str]:
         """What ends an answer: token ids, or texts where the format has no token for it.
@@ -104,7 +138,7 @@ class Renderer(ABC):
         read = self._read(messages, tools)
         pieces = [*self.prompt_pieces(read, tools, role)]
         if prefill:
-            pieces += [BREAK, Piece(prefill)]
+            pieces += [BREAK, *self.prefill_pieces(prefill)]
         [encoded] = self._answered(encode_pieces([pieces], self.tokenizer), read)
         return encoded.model_input()
 
@@ -116,14 +150,16 @@ class Renderer(ABC):
     ) -> Example:
         """The whole conversation as one example: ids and a float32 weight for each, of equal length, unshifted.
 
-        Where the template rewrites history, earlier turns stand here as the last turn's prompt shows them; use
-        ``build_supervised_examples`` to train every turn in the context it will really see.
+        Where the template rewrites history, earlier turns stand here as the last turn's prompt shows them, with the
+        stop that history has; use ``build_supervised_examples`` to train every turn as it is really written, in the
+        context it will really see.
 
         Raises:
             RenderError: the format cannot express the conversation, or no token of it is trained.
         """
         mode = TrainOnWhat(train_on_what)
         read = self._read(messages, tools)
+        self.check_whole(read)
         trained = trained_messages(read, mode)
         return self._answered(self._example(read, trained, mode, tools), read)
 
@@ -150,6 +186,15 @@ class Renderer(ABC):
     ) -> list[Sequence[Example] | RenderError]:
         """``build_supervised_examples`` of many conversations, with their text encoded together: much faster."""
         mode = TrainOnWhat(train_on_what)
+        results: list[Sequence[Example] | RenderError] = []
+        rest = iter(dialogues)
+        while some := list(islice(rest, _NUM_TOGETHER)):
+            results += self._build_together(some, mode)
+        return results
+
+    def _build_together(
+        self, dialogues: Sequence[tuple[Messages, Tools]], mode: TrainOnWhat
+    ) -> list[Sequence[Example] | RenderError]:
         jobs = [self._job(messages, tools, mode) for messages, tools in dialogues]
         while waiting := [job for job in jobs if job.result is None]:
             asked = [text for job in waiting for text in job.asked]
@@ -170,7 +215,7 @@ class Renderer(ABC):
         except RenderError as error:
             return _Job((), error)
 
-    def _encode(self, texts: Sequence[str], messages: Sequence[Message]) -> Sequence[Sequence[int]]:
+    def _encode(self, texts: Sequence[str], messages: Sequence[Message]) -> Sequence[npt.NDArray[np.int32]]:
         try:
             return self.tokenizer.encode_batch(texts)
         except RenderError:
@@ -191,40 +236,51 @@ class Renderer(ABC):
         self, read: Sequence[Message], trained: frozenset[int], mode: TrainOnWhat, tools: Tools
     ) -> Asks[Example]:
         """The whole conversation, trained where a message and all before it stand as they do when it ends there."""
-        looked_at = sorted(trained) if not self.extends_history and mode is not TrainOnWhat.ALL_TOKENS else []
+        looked_at = sorted(trained) if not self.extends(read) and mode is not TrainOnWhat.ALL_TOKENS else []
         pieces = [self.conversation_pieces(read[: index + 1], tools) for index in looked_at]
         whole, *alone = yield from encode_pieces([self.conversation_pieces(read, tools), *pieces], self.tokenizer)
         for index, encoded in zip(looked_at, alone, strict=True):
-            spans = output_spans(encoded, index)
-            if not spans or not _begins_with(whole, encoded, spans[-1][1]):
+            if not self._stands(index, whole, encoded):
                 trained = trained - {index}
         weights = _weights(whole, trained, mode)
         if not weights.any():
             raise RenderError(why_nothing_is_trained(read, mode))
         return whole.model_input(), weights
 
+    def _stands(self, index: int, whole: EncodedPieces, alone: EncodedPieces) -> bool:
+        """Whether a message stands in a conversation as it does when it ends there; the token it stops with may differ.
+
+        Some formats have one stop for what the model writes and another for what stands in history.
+        """
+        end = alone.output_end(index)
+        if not end or whole.begins_with(alone, end):
+            return bool(end)
+        is_stop = int(alone.ids_T[end - 1]) in self.stop_sequences()
+        return is_stop and whole.output_end(index) == end and whole.begins_with(alone, end - 1)
+
     def _examples(
         self, read: Sequence[Message], trained: frozenset[int], mode: TrainOnWhat, tools: Tools
     ) -> Asks[Sequence[Example]]:
         """As few examples as show every trained message in its own context."""
-        if mode is TrainOnWhat.ALL_TOKENS or self.extends_history:
+        if mode is TrainOnWhat.ALL_TOKENS or self.extends(read):
             [whole] = yield from encode_pieces([self.conversation_pieces(read, tools)], self.tokenizer)
             if mode is TrainOnWhat.ALL_TOKENS:
+                self.check_whole(read)
                 return [(whole.model_input(), _weights(whole, trained, mode))]
             alone = dict.fromkeys(trained, whole)
         else:
             order = sorted(trained)
-            pieces = [self.conversation_pieces(read[: index + 1], tools) for index in order]
+            pieces = [self.turn_pieces(read[: index + 1], tools) for index in order]
             alone = dict(zip(order, (yield from encode_pieces(pieces, self.tokenizer)), strict=True))
         merged = [index for index in sorted(trained) if index in alone[index].merged]
         apart_pieces = [self._pieces_apart(index, read, tools) for index in merged]
         apart = (yield from encode_pieces(apart_pieces, self.tokenizer)) if merged else []
         shared: list[tuple[EncodedPieces, set[int]]] = []
         for index in sorted(trained - set(merged), reverse=True):
-            spans = output_spans(alone[index], index)
-            if spans and shared and _begins_with(shared[-1][0], alone[index], spans[-1][1]):
+            end = alone[index].output_end(index)
+            if end and shared and shared[-1][0].begins_with(alone[index], end):
                 shared[-1][1].add(index)
-            elif spans:
+            elif end:
                 shared.append((alone[index], {index}))
         examples = [
             *((encoded.model_input(), _weights(encoded, frozenset(kept), mode)) for encoded, kept in reversed(shared)),
@@ -242,37 +298,44 @@ class Renderer(ABC):
 
         This is for a message whose first characters share a token with its header in the template's own ids.
         """
-        pieces = list(self.conversation_pieces(messages[: index + 1], tools))
+        pieces = list(self.turn_pieces(messages[: index + 1], tools))
         said = [place for place, piece in enumerate(pieces) if piece.message == index and piece.is_output]
         start, end = said[0], said[-1] + 1
         return [*pieces[:start], BREAK, *pieces[start:end]]
 
-    def parse_response(self, token_ids: Sequence[int]) -> ParsedResponse:
-        """Read sampled ids: what stands before the first stop is the answer, what follows it is passed over."""
-        *_, parsed = self._parse(token_ids, at_once=True)
+    def parse_response(self, token_ids: Sequence[int], messages: Messages = ()) -> ParsedResponse:
+        """Read sampled ids: what stands before the first stop is the answer, what follows it is passed over.
+
+        Args:
+            token_ids: what was sampled.
+            messages: what it answers; needed only where not every prompt of a format ends alike.
+        """
+        *_, parsed = self._parse(token_ids, messages, at_once=True)
         assert isinstance(parsed, ParsedResponse)
         return parsed
 
-    def parse_stream(self, token_ids: Iterable[int]) -> Iterator[Delta | ParsedResponse]:
+    def parse_stream(self, token_ids: Iterable[int], messages: Messages = ()) -> Iterator[Delta | ParsedResponse]:
         """Yield the answer as it is written, up to its stop and never half a character; at the end, the answer parsed.
 
         No id is taken after the one that ends the answer.
         """
-        yield from self._parse(token_ids, at_once=False)
+        yield from self._parse(token_ids, messages, at_once=False)
 
-    def _parse(self, token_ids: Iterable[int], *, at_once: bool) -> Iterator[Delta | ParsedResponse]:
-        reader, ending = self.reader(), Ending()
+    def _parse(
+        self, token_ids: Iterable[int], messages: Messages, *, at_once: bool
+    ) -> Iterator[Delta | ParsedResponse]:
+        reader, ending = self.reader_after(conversation(messages) if messages else ()), Ending()
         for text, is_control in stretches(token_ids, self.stop_sequences(), self.tokenizer, ending, at_once=at_once):
             yield from reader.control(text) if is_control else reader.text(text)
         yield from reader.finish(ending)
         termination = Termination.MALFORMED if reader.is_malformed else ending.termination
         yield ParsedResponse(reader.message(), termination, tuple(reader.unparsed))
 
-    def _read(self, messages: Messages, tools: Tools) -> tuple[Message, ...]:
+    def _read(self, messages: Messages, tools: Tools) -> Sequence[Message]:
         """The messages, once it is known that they can be expressed."""
         read = conversation(messages)
         self.check(read, tools)
-        return read
+        return self.prepared(read)
 
 
 class _Job:
@@ -285,7 +348,7 @@ class _Job:
         self._work = work
         self.go_on(None)
 
-    def go_on(self, ids: Sequence[Sequence[int]] | None) -> None:
+    def go_on(self, ids: Sequence[npt.NDArray[np.int32]] | None) -> None:
         """Give what was asked for; None at the beginning."""
         if isinstance(self._work, RenderError):
             return
@@ -296,7 +359,9 @@ class _Job:
         except RenderError as error:
             self.result = error
 
-    def finish_alone(self, encode: Callable[[Sequence[str], Sequence[Message]], Sequence[Sequence[int]]]) -> None:
+    def finish_alone(
+        self, encode: Callable[[Sequence[str], Sequence[Message]], Sequence[npt.NDArray[np.int32]]]
+    ) -> None:
         while self.result is None:
             try:
                 ids = encode(self.asked, self._messages)
@@ -331,9 +396,4 @@ def _weights(encoded: EncodedPieces, trained: frozenset[int], mode: TrainOnWhat)
         weights = np.ones(len(encoded), np.float32)
         weights[:1] = 0.0  # nothing stands before the first token, so nothing predicts it
         return weights
-    is_trained = np.isin(encoded.message_T, np.array(sorted(trained), np.int32)) & encoded.is_output_T
-    return is_trained.astype(np.float32)
-
-
-def _begins_with(whole: EncodedPieces, alone: EncodedPieces, end: int) -> bool:
-    return whole is alone or longest_common_prefix(alone.ids_T[:end], whole.ids_T) == end
+    return encoded.weights(trained)

@@ -11,6 +11,7 @@ Which tokens a speaker writes is found by rendering prefixes: what ``messages[:k
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -33,7 +34,7 @@ class ChatTemplate(Renderer):
     Args:
         tokenizer: the model's tokenizer.
         template: a template to use instead of the tokenizer's own.
-        now: the moment ``strftime_now`` tells, as ISO 8601; the clock where it is not given.
+        now: the moment ``strftime_now`` tells, as ISO 8601; the one at which the renderer is made if it is not given.
         **variables: whatever else the template reads.
     """
 
@@ -52,6 +53,8 @@ class ChatTemplate(Renderer):
         source = template or tokenizer.chat_template
         if source is None:
             raise ConfigError(f"data.renderer: {tokenizer.name} has no chat template; give renderer_options.template")
+        if now is None and "strftime_now" in str(source):
+            now = datetime.now().isoformat(timespec="seconds")
         self._given = {"template": template, "now": now} | variables
         self._variables = variables
         self._template = compile_template(source, now)
@@ -62,6 +65,11 @@ class ChatTemplate(Renderer):
     def options(self) -> Mapping[str, Any]:
         """The options that were given."""
         return {key: value for key, value in self._given.items() if value is not None}
+
+    @property
+    def date_option(self) -> str | None:  # type: ignore[override]
+        """``now``, where the template asks for the time."""
+        return "now" if "now" in self.options else None
 
     def check(self, messages: Sequence[Message], tools: Tools) -> None:
         """Refuse images, whose markers only a family with an image processor can expand, and tools that would be lost.

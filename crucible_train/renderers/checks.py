@@ -56,12 +56,14 @@ def check_calls(messages: Sequence[Message]) -> None:
         for number, call in enumerate(message.tool_calls):
             try:
                 arguments = json.loads(call.arguments)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 field = f"message {index}: tool_calls[{number}].function.arguments"
                 raise RenderError(f"{field}: not JSON: {error}") from error
             if not isinstance(arguments, dict):
                 field = f"message {index}: tool_calls[{number}].function.arguments"
                 raise RenderError(f"{field}: must be a JSON object, not {type(arguments).__name__}")
+        if message.tool_calls and message.role != "assistant":
+            raise RenderError(f"message {index}: tool_calls: only the assistant calls tools, not {message.role!r}")
         if message.tool_calls:
             called = [call.id for call in message.tool_calls]
         if message.role != "tool":
@@ -74,3 +76,26 @@ def check_calls(messages: Sequence[Message]) -> None:
                 f"message {index}: tool_call_id: {message.tool_call_id!r} is not one of {', '.join(known)}, "
                 "which the last calls have"
             )
+
+
+def refuse_lost_reasoning(name: str, messages: Sequence[Message], kept: Collection[int] = ()) -> None:
+    """Refuse reasoning that a format would lose: of the current turn, or of anyone but the assistant.
+
+    The assistant's reasoning before the last user message is left out by design. ``kept`` are the indices of the
+    messages that are written with their reasoning.
+
+    Raises:
+        RenderError: some is lost; the text names the message's index and field.
+    """
+    turn = max((index for index, message in enumerate(messages) if message.role == "user"), default=-1)
+    for index, message in enumerate(messages):
+        if message.thinking and index not in kept and (index > turn or message.role != "assistant"):
+            raise RenderError(f"message {index}: reasoning_content: {name} does not write it here, so it would be lost")
+
+
+def is_json_object(text: str) -> bool:
+    """Whether a text is what the arguments of a call must be."""
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False

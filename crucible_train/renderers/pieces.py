@@ -5,10 +5,10 @@ that no control token separates are encoded together, because that is how the mo
 newline of a header and a newline that opens the content may be one token.
 """
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from itertools import pairwise
+from functools import lru_cache
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -64,29 +64,54 @@ class Image(NamedTuple):
     chunk: ImageChunk
 
 
+class Segment(NamedTuple):
+    """Tokens that follow each other and belong together."""
+
+    num: int
+    message: int
+    is_output: bool
+
+
 @dataclass(frozen=True, slots=True)
 class EncodedPieces:
-    """The ids of a rendered conversation and what each belongs to; every array has shape (T,).
+    """The ids of a rendered conversation, shape (T,), and what each belongs to.
 
-    ``message_T`` is the message a token ends in; ``is_output_T`` is true only where all of the token is output, so a
-    token that joins a header's newline with the content's is not. ``merged`` names the messages that have such a token:
-    their prompt's ids are not a prefix of these ids.
+    A token belongs to the message it ends in. It is output only where all of it is, so a token that joins a header's
+    newline with the content's is not. ``merged`` names the messages that have such a token: their prompt's ids are not
+    a prefix of these ids.
     """
 
     ids_T: npt.NDArray[np.int32]
-    message_T: npt.NDArray[np.int32]
-    is_output_T: npt.NDArray[np.bool_]
-    merged: frozenset[int] = frozenset()
-    images: tuple[Image, ...] = ()
+    segments: Sequence[Segment]
+    merged: Collection[int] = ()
+    images: Sequence[Image] = ()
 
     def __len__(self) -> int:
         """How many tokens there are."""
         return int(self.ids_T.size)
 
+    def weights(self, messages: Collection[int]) -> npt.NDArray[np.float32]:
+        """One for each token that these messages wrote, nought for all others, shape (T,)."""
+        values = [1.0 if is_output and message in messages else 0.0 for _, message, is_output in self.segments]
+        return np.repeat(np.array(values, np.float32), [num for num, _, _ in self.segments])
+
+    def output_end(self, message: int) -> int:
+        """Where the last token stands that a message wrote, and one further; nought where it wrote none."""
+        end = position = 0
+        for num, owner, is_output in self.segments:
+            position += num
+            if is_output and owner == message:
+                end = position
+        return end
+
+    def begins_with(self, other: "EncodedPieces", num: int) -> bool:
+        """Whether the first ``num`` ids of another are the first here, too."""
+        return self is other or np.array_equal(self.ids_T[:num], other.ids_T[:num])
+
     def model_input(self) -> ModelInput:
         """The ids in chunks, a picture at its place."""
         if not self.images:
-            return ModelInput.from_ints(self.ids_T)
+            return ModelInput((EncodedTextChunk.trusted(self.ids_T),))
         chunks: list[EncodedTextChunk | ImageChunk] = []
         position = 0
         for start, chunk in self.images:
@@ -99,8 +124,11 @@ class EncodedPieces:
         return ModelInput(tuple(chunks))
 
 
-Asks = Generator[Sequence[str], Sequence[Sequence[int]], T]
+Asks = Generator[Sequence[str], Sequence[npt.NDArray[np.int32]], T]
 """Work that yields the texts it needs encoded and is sent their ids, so that much of it can share a call."""
+
+_Run = tuple[str | None, list[Piece]]
+"""Pieces that are encoded together and their text; a piece that is not text stands alone, with None."""
 
 
 def encode_pieces(rendered: Sequence[Iterable[Piece]], tokenizer: Tokenizer) -> Asks[list[EncodedPieces]]:
@@ -110,91 +138,88 @@ def encode_pieces(rendered: Sequence[Iterable[Piece]], tokenizer: Tokenizer) -> 
         ModelError: the tokenizer lacks a control token that the format needs.
     """
     rendered_runs = [_runs(pieces) for pieces in rendered]
-    texts = list(dict.fromkeys(run.text for runs in rendered_runs for run in runs if run.kind is Kind.TEXT))
+    texts = list({text: None for runs in rendered_runs for text, _ in runs if text is not None})
     ids = (yield texts) if texts else ()
     known = dict(zip(texts, ids, strict=True))
     return [_assemble(runs, known, tokenizer) for runs in rendered_runs]
 
 
-class _Run(NamedTuple):
-    """Pieces that are encoded together."""
+def _runs(pieces: Iterable[Piece]) -> list[_Run]:
+    """Group the pieces that are encoded together; empty texts vanish."""
+    runs: list[_Run] = []
+    together: list[Piece] = []
+    for piece in pieces:
+        if piece.kind is Kind.TEXT:
+            if piece.text:
+                together.append(piece)
+            continue
+        if together:
+            runs.append(("".join([one.text for one in together]), together))
+            together = []
+        if piece.kind is not Kind.BREAK:
+            runs.append((None, [piece]))
+    if together:
+        runs.append(("".join([one.text for one in together]), together))
+    return runs
 
-    kind: Kind
-    text: str
-    pieces: list[Piece]
 
-
-def _assemble(runs: Sequence[_Run], known: Mapping[str, Sequence[int]], tokenizer: Tokenizer) -> EncodedPieces:
-    made = _Assembly()
-    for run in runs:
-        first = run.pieces[0]
-        if run.kind is Kind.CONTROL:
-            made.add((control_id(first.text, tokenizer),), first.message, first.is_output)
+def _assemble(runs: Sequence[_Run], known: Mapping[str, npt.NDArray[np.int32]], tokenizer: Tokenizer) -> EncodedPieces:
+    parts: list[npt.NDArray[np.int32]] = []
+    segments: list[Segment] = []
+    merged: set[int] = set()
+    images: list[Image] = []
+    for text, pieces in runs:
+        first = pieces[0]
+        if text is not None:
+            ids = known[text]
+            if len(pieces) > 1 and any(_differ(piece, first) for piece in pieces):
+                parts.append(ids)
+                segments += _shares(text, pieces, ids, tokenizer, merged)
+                continue
         elif first.image is not None:
-            made.images.append(Image(len(made.ids), first.image))
-            made.add([first.image.placeholder_id] * first.image.length, first.message, first.is_output)
-        elif all(_owner(piece) == _owner(first) for piece in run.pieces):
-            made.add(known[run.text], first.message, first.is_output)
+            images.append(Image(sum(part.size for part in parts), first.image))
+            ids = np.full(first.image.length, first.image.placeholder_id, np.int32)
         else:
-            made.add_shared(run, known[run.text], tokenizer)
-    return made.encoded()
+            ids = _one(control_id(first.text, tokenizer))
+        parts.append(ids)
+        segments.append(Segment(ids.size, first.message, first.is_output))
+    return EncodedPieces(np.concatenate(parts) if parts else np.zeros(0, np.int32), segments, merged, images)
 
 
-class _Assembly:
-    """Ids that are put together, and to whom each belongs."""
-
-    def __init__(self) -> None:
-        self.ids: list[int] = []
-        self.images: list[Image] = []
-        self._merged: set[int] = set()
-        self._lengths: list[int] = []
-        self._owners: list[int] = []
-        self._are_output: list[bool] = []
-
-    def add(self, ids: Sequence[int], message: int, is_output: bool) -> None:
-        self.ids.extend(ids)
-        self._belong(len(ids), message, is_output)
-
-    def add_shared(self, run: _Run, ids: Sequence[int], tokenizer: Tokenizer) -> None:
-        """Ids of text in which several have a share: mostly a header and what follows it."""
-        first = run.pieces[0]
-        header = next(place for place, piece in enumerate(run.pieces) if _owner(piece) != _owner(first))
-        rest = run.pieces[header]
-        text = "".join(piece.text for piece in run.pieces[:header])
-        if len(text) <= _MAX_HEADER and all(_owner(piece) == _owner(rest) for piece in run.pieces[header:]):
-            known = tokenizer.encode(text)
-            if ids[: len(known)] == known:  # so no token has a share in both
-                self.add(known, first.message, first.is_output)
-                self.add(ids[len(known) :], rest.message, rest.is_output)
-                return
-        [encoded] = tokenizer.encode_with_offsets([run.text])
-        first_T, last_T = _covered(run.pieces, encoded.offsets)
-        is_output = np.array([piece.is_output for piece in run.pieces])
-        owner_T = np.array([piece.message for piece in run.pieces])[last_T]
-        num_inputs_until = np.concatenate([[0], np.cumsum(~is_output)])
-        whole_output_T = num_inputs_until[last_T + 1] == num_inputs_until[first_T]
-        self._merged.update(owner_T[is_output[last_T] & ~whole_output_T].tolist())
-        self.ids.extend(encoded.ids)
-        for message, is_whole in zip(owner_T.tolist(), whole_output_T.tolist(), strict=True):
-            self._belong(1, message, is_whole)
-
-    def encoded(self) -> EncodedPieces:
-        return EncodedPieces(
-            np.array(self.ids, np.int32),
-            np.repeat(np.array(self._owners, np.int32), self._lengths),
-            np.repeat(np.array(self._are_output, np.bool_), self._lengths),
-            frozenset(self._merged),
-            tuple(self.images),
-        )
-
-    def _belong(self, num: int, message: int, is_output: bool) -> None:
-        self._lengths.append(num)
-        self._owners.append(message)
-        self._are_output.append(is_output)
+@lru_cache(maxsize=4096)
+def _one(id_: int) -> npt.NDArray[np.int32]:
+    return np.array([id_], np.int32)
 
 
-def _owner(piece: Piece) -> tuple[int, bool]:
-    return piece.message, piece.is_output
+def _shares(
+    text: str, pieces: Sequence[Piece], ids: npt.NDArray[np.int32], tokenizer: Tokenizer, merged: set[int]
+) -> list[Segment]:
+    """Whose the ids of a text are in which several have a share: mostly a header and what follows it."""
+    first = pieces[0]
+    num_first = next(place for place, piece in enumerate(pieces) if _differ(piece, first))
+    rest = pieces[num_first]
+    header = first.text if num_first == 1 else "".join([piece.text for piece in pieces[:num_first]])
+    if len(header) <= _MAX_HEADER and not any(_differ(piece, rest) for piece in pieces[num_first + 1 :]):
+        [known] = tokenizer.encode_batch([header])
+        num = known.size
+        if ids[:num].tobytes() == known.tobytes():  # so no token has a share in both
+            return [
+                Segment(num, first.message, first.is_output),
+                Segment(ids.size - num, rest.message, rest.is_output),
+            ]
+    [encoded] = tokenizer.encode_with_offsets([text])
+    first_T, last_T = _covered(pieces, encoded.offsets)
+    is_output = np.array([piece.is_output for piece in pieces])
+    owner_T = np.array([piece.message for piece in pieces])[last_T]
+    num_inputs_until = np.concatenate([[0], np.cumsum(~is_output)])
+    whole_output_T = num_inputs_until[last_T + 1] == num_inputs_until[first_T]
+    merged.update(owner_T[is_output[last_T] & ~whole_output_T].tolist())
+    return [Segment(1, *share) for share in zip(owner_T.tolist(), whole_output_T.tolist(), strict=True)]
+
+
+def _differ(one: Piece, other: Piece) -> bool:
+    """Whether two pieces belong to different owners."""
+    return one.message != other.message or one.is_output is not other.is_output
 
 
 def _covered(
@@ -208,29 +233,6 @@ def _covered(
     return np.minimum(first, len(run) - 1), np.minimum(last, len(run) - 1)
 
 
-def _runs(pieces: Iterable[Piece]) -> list[_Run]:
-    """Group the pieces that are encoded together; empty texts vanish, each control token and image stands alone."""
-    runs: list[_Run] = []
-    together: list[Piece] = []
-
-    def close() -> None:
-        if together:
-            text = together[0].text if len(together) == 1 else "".join(piece.text for piece in together)
-            runs.append(_Run(Kind.TEXT, text, together.copy()))
-            together.clear()
-
-    for piece in pieces:
-        if piece.kind is Kind.TEXT:
-            if piece.text:
-                together.append(piece)
-            continue
-        close()
-        if piece.kind is not Kind.BREAK:
-            runs.append(_Run(piece.kind, piece.text, [piece]))
-    close()
-    return runs
-
-
 def control_id(name: str, tokenizer: Tokenizer) -> int:
     """The id of a control token.
 
@@ -241,17 +243,3 @@ def control_id(name: str, tokenizer: Tokenizer) -> int:
         return tokenizer.control_tokens[name]
     except KeyError:
         raise ModelError(f"tokenizer {tokenizer.name} has no control token {name!r}, which this format needs") from None
-
-
-def longest_common_prefix(left: npt.NDArray[np.int32], right: npt.NDArray[np.int32]) -> int:
-    """How many leading ids two renderings share."""
-    num = min(left.size, right.size)
-    differing = np.flatnonzero(left[:num] != right[:num])
-    return int(differing[0]) if differing.size else num
-
-
-def output_spans(encoded: EncodedPieces, message: int) -> Sequence[tuple[int, int]]:
-    """The half-open ranges of a message's output tokens, in order."""
-    mask = np.concatenate([[False], (encoded.message_T == message) & encoded.is_output_T, [False]])
-    edges = np.flatnonzero(mask[1:] != mask[:-1]).tolist()
-    return [(start, end) for start, end in list(pairwise(edges))[::2]]

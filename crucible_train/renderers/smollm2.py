@@ -36,7 +36,7 @@ class SmolLM2(Renderer):
 
 
 def _turn(index: int, role: str, text: str) -> Iterable[Piece]:
-    yield START._replace(message=index)
+    yield Piece("<|im_start|>", Kind.CONTROL, index)
     yield Piece(f"{role}\n", Kind.TEXT, index)
     yield Piece(text, Kind.TEXT, index, is_output=True)
     yield Piece("<|im_end|>", Kind.CONTROL, index, is_output=True)

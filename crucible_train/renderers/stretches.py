@@ -6,6 +6,8 @@ from crucible_train.ports import Tokenizer
 from crucible_train.renderers.answers import Ending, Termination
 
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"
+# A chat model's tokenizer often names the end of a turn as its end of text; the model can write the other one as well.
+_ENDS_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>")
 
 
 def stretches(
@@ -22,7 +24,7 @@ def stretches(
     is taken after the one that ends the answer.
     """
     names = {id_: name for name, id_ in tokenizer.control_tokens.items()}
-    end_of_text = tokenizer.control_tokens.get(tokenizer.eos_token or "")
+    ends_of_text = {tokenizer.control_tokens.get(name or "") for name in (tokenizer.eos_token, *_ENDS_OF_TEXT)}
     text = _Text(tokenizer, [stop for stop in stops if isinstance(stop, str)])
     for token in token_ids:
         if token not in names and token not in stops:
@@ -37,7 +39,7 @@ def stretches(
             continue
         if shown := text.take_all():
             yield shown, False
-        if text.is_stopped or token in stops or token == end_of_text:
+        if text.is_stopped or token in stops or token in ends_of_text:
             is_stop = text.is_stopped or token in stops
             ending.termination = Termination.STOP_SEQUENCE if is_stop else Termination.END_OF_TEXT
             ending.stop = None if text.is_stopped else names.get(token)

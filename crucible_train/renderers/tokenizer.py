@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import Any, Self
 from weakref import WeakKeyDictionary
 
+import numpy as np
+import numpy.typing as npt
 from tokenizers import Tokenizer as RustTokenizer
 
 from crucible_train import files
 from crucible_train.errors import ModelError, RenderError
 from crucible_train.ports import Encoded, Tokenizer
+from crucible_train.renderers.words import Words
 
 DEFINITION_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
@@ -39,16 +42,16 @@ class FastTokenizer:
 
     def __init__(self, definition: Mapping[str, Any], config: Mapping[str, Any], name: str) -> None:
         """Build the two Rust tokenizers: one that encodes ordinary text, one that decodes everything."""
-        self.definition = dict(definition)
+        self._definition = json.dumps(definition)  # as text: a parsed vocabulary is ten times as large
         self.config = dict(config)
         self.name = name
-        self._control = {token["content"]: int(token["id"]) for token in self.definition.get("added_tokens", ())}
+        self._control = {token["content"]: int(token["id"]) for token in definition.get("added_tokens", ())}
         self._control_ids = frozenset(self._control.values())
-        self._decoder = RustTokenizer.from_str(json.dumps(self.definition))
-        plain = self.definition | {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
+        self._decoder = RustTokenizer.from_str(self._definition)
+        plain = {**definition, "added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
         self._plain = RustTokenizer.from_str(json.dumps(plain))
-        self._holds_controls = not self._control_ids.isdisjoint(self._plain.get_vocab().values())
-        self._known: dict[str, Sequence[int]] = {}
+        self._may_write_controls = _may_write(self._control, definition["model"])
+        self._known: dict[str, npt.NDArray[np.int32]] = {}
 
     @classmethod
     def from_folder(cls, folder: Path) -> Self:
@@ -77,6 +80,15 @@ class FastTokenizer:
         files.write_json(folder / CONFIG_FILE, config)
         if self.chat_template is not None:
             files.write_text(folder / TEMPLATE_FILE, self.chat_template)
+
+    @property
+    def definition(self) -> dict[str, Any]:
+        """The parsed ``tokenizer.json``."""
+        return dict(json.loads(self._definition))
+
+    @cached_property
+    def _words(self) -> Words | None:
+        return None if self._may_write_controls else Words.of(self.definition)
 
     @cached_property
     def sha256(self) -> str:
@@ -115,27 +127,37 @@ class FastTokenizer:
 
     def encode(self, text: str) -> Sequence[int]:
         """The ids of ordinary text."""
-        return self.encode_batch([text])[0]
+        ids: list[int] = self.encode_batch([text])[0].tolist()
+        return ids
 
-    def encode_batch(self, texts: Sequence[str]) -> Sequence[Sequence[int]]:
+    def encode_batch(self, texts: Sequence[str]) -> Sequence[npt.NDArray[np.int32]]:
         """The ids of ordinary texts, encoded together on all cores. Short texts are remembered.
 
         Raises:
             RenderError: a text holds half of a surrogate pair.
         """
         known = self._known
-        new = list(dict.fromkeys(text for text in texts if text not in known))
-        made = dict(zip(new, self._encode_new(new), strict=True)) if new else {}
-        found = [known[text] if text in known else made[text] for text in texts]
+        found = [known.get(text) for text in texts]
+        new = [text for text, ids in zip(texts, found, strict=True) if ids is None]
+        if not new:
+            return [ids for ids in found if ids is not None]
+        made = self._encode_new(new)
         if len(known) > _MAX_KNOWN:
             known.clear()
-        known.update((text, ids) for text, ids in made.items() if len(text) <= _MAX_KNOWN_LENGTH)
-        return found
+        known.update((text, ids) for text, ids in zip(new, made, strict=True) if len(text) <= _MAX_KNOWN_LENGTH)
+        rest = iter(made)
+        return [ids if ids is not None else next(rest) for ids in found]
 
-    def _encode_new(self, texts: Sequence[str]) -> Sequence[Sequence[int]]:
-        if self._holds_controls:
-            return [found.ids for found in self.encode_with_offsets(texts)]
-        return [found.ids for found in self._in_rust(self._plain.encode_batch_fast, texts)]
+    def _encode_new(self, texts: Sequence[str]) -> Sequence[npt.NDArray[np.int32]]:
+        if self._may_write_controls:
+            return [np.array(found.ids, np.int32) for found in self.encode_with_offsets(texts)]
+        words = self._words
+        made = words.encode(texts) if words is not None else [None] * len(texts)
+        rest = [text for text, ids in zip(texts, made, strict=True) if ids is None]
+        if not rest:
+            return [ids for ids in made if ids is not None]
+        encoded = iter(self._in_rust(self._plain.encode_batch_fast, rest))
+        return [ids if ids is not None else np.array(next(encoded).ids, np.int32) for ids in made]
 
     def encode_with_offsets(self, texts: Sequence[str]) -> Sequence[Encoded]:
         """The ids of ordinary texts, and the characters each id came from.
@@ -161,6 +183,10 @@ class FastTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; control tokens appear by their names."""
         return self._decoder.decode(list(ids), skip_special_tokens=False)
+
+    def decode_batch(self, ids: Sequence[Sequence[int]]) -> Sequence[str]:
+        """The texts of several sequences of ids, decoded together on all cores."""
+        return list(self._decoder.decode_batch([list(some) for some in ids], skip_special_tokens=False))
 
     def _encode_around_forgery(self, text: str, found: Any) -> Encoded:
         """Encode a text whose words are control tokens of the vocabulary itself, by cutting each such word in two.
@@ -189,6 +215,21 @@ def refuse_lone_surrogate(text: str, where: str) -> None:
     except UnicodeEncodeError as error:
         half = f"character {error.start + 1} is {text[error.start]!a}, half of a surrogate pair"
         raise RenderError(f"{where}: {half}, which cannot be encoded") from error
+
+
+def _may_write(control: Mapping[str, int], model: Mapping[str, Any]) -> bool:
+    """Whether a model without added tokens can still write a control token, since it is one of its own words.
+
+    A BPE model writes what a merge makes, single symbols, and whole words it knows where it is told to look for those.
+    """
+    vocab = model.get("vocab")
+    if model.get("type") != "BPE" or not isinstance(vocab, Mapping) or model.get("unk_token") is not None:
+        return True
+    own = [name for name in control if name in vocab]
+    if not own or model.get("ignore_merges"):
+        return bool(own)
+    made = {merge.replace(" ", "", 1) if isinstance(merge, str) else "".join(merge) for merge in model["merges"]}
+    return any(name in made or len(name) == 1 for name in own)
 
 
 _wrapped: WeakKeyDictionary[Any, tuple[Any, FastTokenizer]] = WeakKeyDictionary()

@@ -7,6 +7,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 Record = Mapping[str, Any]
 
@@ -72,6 +73,7 @@ def _figure(draw: Any, size: tuple[float, float]) -> Figure:
         axes = figure.add_subplot()
         draw(axes)
         axes.set_xlabel("step")
+        axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
     return figure
 
 

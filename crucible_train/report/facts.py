@@ -11,7 +11,7 @@ from crucible_train import files
 from crucible_train.config.overrides import differences, to_overrides
 from crucible_train.config.redaction import hide_secrets, redacted
 from crucible_train.data.rows import merge_counts
-from crucible_train.evaluation.comparison import Compared, compare
+from crucible_train.evaluation.comparison import Compared, compare, compare_ended
 from crucible_train.metrics_file import read_metrics
 from crucible_train.recipes.sft import SFTConfig
 
@@ -30,13 +30,14 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class RunFacts:
-    """What is known of a finished run."""
+    """What is known of a finished run; ``ended`` says, of the answers, how many the model ended itself."""
 
     title: str
     config: Mapping[str, Any]
     changed: Mapping[str, Any]
     command: str
     compared: Sequence[Compared]
+    ended: Sequence[Compared]
     samples: Sequence[Sample]
     metrics: Sequence[Mapping[str, Any]]
     timings: Sequence[Mapping[str, Any]]
@@ -60,6 +61,7 @@ def gather(
         changed=redacted(differences(config)),
         command=hide_secrets("python -m flows.sft " + shlex.join(to_overrides(config))).rstrip(),
         compared=compare(before, after, config.seed),
+        ended=compare_ended(before, after),
         samples=_samples(before, after),
         metrics=read_metrics(inputs["trained"]),
         timings=timings,

@@ -9,17 +9,17 @@ from crucible_train.report.facts import RunFacts
 def comparison_table(compared: Sequence[Compared]) -> str:
     """Before and after as a Markdown table."""
     lines = ["| figure | before | after | change (95 % interval) | |", "|---|---:|---:|---|---|"]
-    lines += [
-        f"| {row.name} | {row.before.value:.4g} | {row.after.value:.4g} | "
-        f"{row.difference.value:+.4g} [{row.difference.low:+.4g}, {row.difference.high:+.4g}] | {row.verdict} |"
-        for row in compared
-    ]
+    for row in compared:
+        interval = f" [{row.difference.low:+.4g}, {row.difference.high:+.4g}]" if row.has_interval else ""
+        change = f"{row.difference.value:+.4g}{interval}"
+        lines.append(f"| {row.name} | {row.before.value:.4g} | {row.after.value:.4g} | {change} | {row.verdict} |")
     return "\n".join(lines)
 
 
 def summary(facts: RunFacts) -> str:
     """What was done and what came of it."""
     train = facts.rendered["train"]
+    measured = [*facts.compared, *facts.ended]
     set_aside = ", ".join(f"{count} {reason}" for reason, count in facts.num_bad_rows.items()) or "nothing"
     return "\n".join(
         [
@@ -28,7 +28,7 @@ def summary(facts: RunFacts) -> str:
             f"{facts.config['model']} on {facts.config['dataset']}: {facts.result['num_steps']} steps over "
             f"{train['num_examples']:,} examples ({train['num_tokens']:,} tokens). {facts.hardware}.",
             "",
-            comparison_table(facts.compared) if facts.compared else "Nothing was held out, so nothing was measured.",
+            comparison_table(measured) if measured else "Nothing was held out, so nothing was measured.",
             "",
             f"Set aside: {set_aside}.",
         ]

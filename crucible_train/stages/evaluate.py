@@ -38,7 +38,16 @@ class Evaluate(Stage[SFTConfig]):
         "eval.scorers",
     )
     uses = ("engine",)
-    code = ("evaluation", "data", "renderers", "types", "seeds", "stages.held_out", "adapters.torch_local")
+    code = (
+        "evaluation",
+        "data",
+        "renderers",
+        "types",
+        "seeds",
+        "stages.chat_format",
+        "stages.held_out",
+        "adapters.torch_local",
+    )
     libraries = ("torch", "transformers", "peft")
 
     def __init__(self, config: SFTConfig, hardware: Hardware) -> None:

@@ -14,7 +14,7 @@ from crucible_train.evaluation.scorers import choose_scorers
 from crucible_train.ports import TrainingClient
 from crucible_train.recipes.sft import SFTConfig
 from crucible_train.renderers import get_renderer
-from crucible_train.stages.render import renderer_spec
+from crucible_train.stages.chat_format import renderer_spec
 
 _USUAL_SAMPLES = 8
 _MIN_HELD_OUT = 10  # a rate over fewer says nothing, and writing takes a minute on two cores

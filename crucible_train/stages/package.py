@@ -7,17 +7,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from crucible_train import files, terminal
+from crucible_train import files
 from crucible_train.metrics_file import METRICS_FILE, TIMINGS_FILE, read_metrics
 from crucible_train.recipes.sft import SFTConfig
 from crucible_train.renderers import FastTokenizer
+from crucible_train.renderers.record import RECORD_FILE
 from crucible_train.report.charts import loss_chart, png
 from crucible_train.report.facts import RunFacts, gather
 from crucible_train.report.page import page
 from crucible_train.report.summary import model_card, summary
 from crucible_train.stages.base import Stage
+from crucible_train.stages.chat_format import renderer_record
 from crucible_train.stages.prepare_model import base_name
-from crucible_train.stages.render import renderer_spec
 from crucible_train.stages.train import ADAPTER, MODEL
 from crucible_train.types import ArtifactRef, Hardware
 
@@ -46,7 +47,7 @@ class Package(Stage[SFTConfig]):
         "eval",
         "checkpoint",
     )
-    code = ("report", "evaluation", "renderers", "config")
+    code = ("report", "evaluation", "renderers", "config", "stages.chat_format")
     libraries = ("matplotlib",)
 
     def __init__(self, config: SFTConfig, hardware: Hardware, run_dir: Path) -> None:
@@ -72,28 +73,11 @@ class Package(Stage[SFTConfig]):
         files.copy_file(inputs["trained"] / METRICS_FILE, folder / METRICS_FILE)
 
 
-def report(run_dir: Path, package: Path, *, is_new: bool) -> None:
-    """Say what the run gained and where everything lies."""
-    summary = files.read_json(package / EVALUATION / "summary.json")
-    for row in summary["compared"]:
-        before, after, change = row["before"], row["after"], row["difference"]
-        terminal.field(
-            row["name"],
-            f"{before['value']:.4g} -> {after['value']:.4g}   change {change['value']:+.4g}, "
-            f"95 % interval [{change['low']:+.4g}, {change['high']:+.4g}] over {row['num']}: {row['verdict']}",
-        )
-    if not is_new:
-        terminal.field("done", "this run was finished before; nothing was changed")
-    terminal.field("model", str(run_dir / PUBLISHED))
-    terminal.field("report", str(run_dir / REPORT))
-
-
 def _publish(config: SFTConfig, facts: RunFacts, inputs: Mapping[str, Path], folder: Path) -> None:
     shutil.copytree(inputs["trained"] / (ADAPTER if config.peft.use_peft else MODEL), folder)
     tokenizer = FastTokenizer.from_folder(inputs["model"])
     tokenizer.to_folder(folder)
-    spec = renderer_spec(config, inputs["model"], tokenizer)
-    files.write_json(folder / "renderer.json", {"name": spec.name, "options": dict(spec.options)})
+    files.write_bytes(folder / RECORD_FILE, renderer_record(config, inputs["model"], tokenizer).to_bytes())
     files.write_text(folder / "README.md", model_card(facts, base_name(config.model)))
 
 

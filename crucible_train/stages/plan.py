@@ -7,7 +7,7 @@ import asyncio
 import itertools
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,14 +21,18 @@ from crucible_train.config.redaction import hide_secrets
 from crucible_train.data.examples import Example
 from crucible_train.data.preparation import QUARANTINE, SUMMARY
 from crucible_train.data.rendering import TRAIN
+from crucible_train.data.rows import bad_rows as counted
 from crucible_train.data.tables import Examples
 from crucible_train.errors import DataError
 from crucible_train.loop.run import Cadence
 from crucible_train.recipes.sft import SFTConfig, peak_rate, plan_of, schedule_of
 from crucible_train.renderers import FastTokenizer
+from crucible_train.renderers.view import shown_tokens
+from crucible_train.report.conversations import coloured, colourless
 from crucible_train.stages import preflight, prepare_data
 from crucible_train.stages import render as rendering
 from crucible_train.stages.base import Stage, open_artifact, peek
+from crucible_train.stages.chat_format import with_noted_date
 from crucible_train.stages.evaluate import Evaluate
 from crucible_train.stages.held_out import num_answered
 from crucible_train.stages.package import Package
@@ -37,7 +41,7 @@ from crucible_train.stages.prepare_model import PrepareModel, at_hand, descripti
 from crucible_train.stages.render import Render
 from crucible_train.stages.run_directory import run_id
 from crucible_train.stages.train import Train
-from crucible_train.types import ArtifactRef, Hardware
+from crucible_train.types import ArtifactRef, Hardware, ModelInput
 
 _NUM_SAMPLES = 3
 _MAX_SAMPLE_TOKENS = 400
@@ -57,7 +61,8 @@ def show_plan(config: SFTConfig) -> None:
     with TemporaryDirectory(prefix="crucible-plan-") as folder:
         bad_rows = _show(config, hardware, Path(folder))
     if bad_rows and config.data.on_bad_row == "stop":
-        raise DataError(f"{len(bad_rows)} bad rows would stop the run; mend them, or set data.on_bad_row=quarantine")
+        them = "it" if len(bad_rows) == 1 else "them"
+        raise DataError(f"{counted(len(bad_rows))} would stop the run; mend {them}, or set data.on_bad_row=quarantine")
 
 
 def _show(config: SFTConfig, hardware: Hardware, folder: Path) -> Sequence[Mapping[str, Any]]:
@@ -66,6 +71,7 @@ def _show(config: SFTConfig, hardware: Hardware, folder: Path) -> Sequence[Mappi
     description = description_of(config.model, source)
     stages = _Stages(config, hardware, source)
     stages.look()
+    config = stages.config
     lenient = config.model_copy(update={"data": config.data.model_copy(update={"on_bad_row": "quarantine"})})
     conversations = _made(PrepareData(lenient), {}, stages.refs.get("conversations"), folder / "data", config)
     summary = files.read_json(conversations / SUMMARY)
@@ -85,7 +91,7 @@ def _show(config: SFTConfig, hardware: Hardware, folder: Path) -> Sequence[Mappi
     examples = Examples(rendered / TRAIN)
     _show_samples(list(itertools.islice(examples, _NUM_SAMPLES)), description)
     stages.show()
-    _show_cost(config, hardware, examples, summary, description)
+    _show_cost(config, hardware, examples, summary, description, stages.to_run)
     return bad_rows
 
 
@@ -123,20 +129,26 @@ class _Stages:
         else:
             self._stage("prepare model", "model", PrepareModel(config, self.source), ())
         self._stage("prepare data", "conversations", PrepareData(config), ())
+        if "model" in self.refs and "conversations" in self.refs:
+            config = self.config = with_noted_date(config, self.refs)
         self._stage("render", "rendered", Render(config), ("model", "conversations"))
         given = ("model", "conversations", "rendered")
         self._stage("evaluate before", "before", Evaluate(config, hardware), given)
-        train_inputs = (*given, "before")
         train = Train(config, hardware, Path())
-        self._stage("train", "trained", train, train_inputs)
+        self._stage("train", "trained", train, given)  # what was measured before is no part of its key
         self._stage("evaluate after", "after", Evaluate(config, hardware), (*given, "trained"))
-        if all(name in self.refs for name in train_inputs):
-            name = run_id(config, train.key({key: self.refs[key] for key in train_inputs}))
+        if all(name in self.refs for name in given):
+            name = run_id(config, train.key({key: self.refs[key] for key in given}))
             self._stage(
                 "package", "package", Package(config, hardware, Path(name)), (*given, "before", "trained", "after")
             )
         else:
             self.states.append(("package", "to run"))
+
+    @property
+    def to_run(self) -> list[str]:
+        """The names of those that are still to be run."""
+        return [name for name, state in self.states if state.startswith("to run")]
 
     def show(self) -> None:
         """Print a line a stage."""
@@ -166,51 +178,69 @@ def _show_bad_rows(rows: Sequence[Mapping[str, Any]]) -> None:
 def _show_samples(examples: Sequence[Example], tokenizer_dir: Path) -> None:
     """Print examples as the model sees them; what is trained stands out in colour, or between ⟦ and ⟧."""
     tokenizer = FastTokenizer.from_folder(tokenizer_dir)
-    is_coloured = terminal.console().is_terminal
+    has_colours = terminal.has_colours()
     terminal.say("")
     for number, example in enumerate(examples, 1):
-        text = Text(f"sample {number}, {example.tokens_T.size} tokens; trained is ", style="bold")
-        text.append("this" if is_coloured else "⟦this⟧", style="green")
+        num_tokens = example.tokens_T.size
+        text = Text(f"sample {number}, {num_tokens} tokens; trained is ", style="bold")
+        text.append("this" if has_colours else "⟦this⟧", style="green")
         text.append("\n")
-        shown = min(example.tokens_T.size, _MAX_SAMPLE_TOKENS)
-        pairs = zip(example.tokens_T[:shown].tolist(), (example.weights_T[:shown] > 0).tolist(), strict=True)
-        for is_trained, part in itertools.groupby(pairs, key=lambda pair: pair[1]):
-            piece = tokenizer.decode([token for token, _ in part])
-            if is_trained and not is_coloured:
-                piece = f"⟦{piece}⟧"
-            text.append(piece, style="bold green" if is_trained else "dim")
-        if shown < example.tokens_T.size:
-            text.append(f" … {example.tokens_T.size - shown} more tokens", style="italic")
-        text.append("\n")
+        shown = ModelInput.from_ints(example.tokens_T[:_MAX_SAMPLE_TOKENS]), example.weights_T[:_MAX_SAMPLE_TOKENS]
+        tokens = shown_tokens(shown, tokenizer)
+        text.append(coloured(tokens) if has_colours else Text(colourless(tokens, marks_controls=False)))
+        if num_tokens > _MAX_SAMPLE_TOKENS:
+            text.append(f" … {num_tokens - _MAX_SAMPLE_TOKENS} more tokens", style="italic")
+        if not text.plain.endswith("\n"):  # one empty line after each, whatever a format ends with
+            text.append("\n")
         terminal.console().print(text, emoji=False)
 
 
 def _show_cost(
-    config: SFTConfig, hardware: Hardware, examples: Examples, summary: Mapping[str, Any], description: Path
+    config: SFTConfig,
+    hardware: Hardware,
+    examples: Examples,
+    summary: Mapping[str, Any],
+    description: Path,
+    to_run: Collection[str],
 ) -> None:
-    """Print steps, tokens, and the time and memory they should take."""
+    """Print steps, tokens, and the time and memory that the stages ``to_run`` should take."""
     plan = plan_of(config, len(examples))
+    lengths = examples.num_tokens()
+    num_tokens = sum(int(lengths[list(plan.batch(step))].sum()) for step in range(plan.num_steps))
+    steps = f"{plan.num_steps} steps of {plan.batch_size}, {num_tokens:,} tokens"
+    measured = [name for name in to_run if name.startswith("evaluate")]
+    if "train" not in to_run and not measured:
+        terminal.field("training", steps)
+        terminal.field("estimate", "nothing to do but the report" if to_run else "nothing to do: all of it is cached")
+        return
     mean_length = round(summary["train"]["num_tokens"] / max(1, len(examples)))
     num_answers = num_answered(config.eval.num_samples, summary["validation"]["num_examples"])
     found = wiring.estimate(description, config.peft, config.engine, hardware, mean_length, max(1, num_answers))
-    lengths = examples.num_tokens()
-    num_tokens = sum(int(lengths[list(plan.batch(step))].sum()) for step in range(plan.num_steps))
-    num_evals = sum(Cadence.of(config.eval.eval_steps, plan.num_steps).is_due(s + 1) for s in range(plan.num_steps))
     rate = peak_rate(config, found.hidden_size)
     schedule_of(config.train, plan.num_steps, rate)
     terminal.field(
         "training",
-        f"{plan.num_steps} steps of {plan.batch_size}, {num_tokens:,} tokens, peak rate {rate:g}; "
+        f"{steps}, peak rate {rate:g}; "
         f"{found.num_trained_params / 1e6:,.1f} of {found.num_params / 1e6:,.1f} million weights",
     )
-    seconds = num_tokens / found.train_tokens_per_second
-    seconds += summary["validation"]["num_tokens"] * (num_evals + 2) / found.forward_tokens_per_second
-    writing = 2 * config.eval.max_new_tokens * found.write_step_s if num_answers else 0.0
+    seconds, num_passes, work = 0.0, len(measured), "measuring"
+    if "train" in to_run:
+        cadence = Cadence.of(config.eval.eval_steps, plan.num_steps)
+        num_passes += sum(cadence.is_due(step + 1) for step in range(plan.num_steps))
+        seconds = num_tokens / found.train_tokens_per_second
+        work = f"training and measuring at about {_rounded(found.train_tokens_per_second):,} tokens/s"
+    seconds += summary["validation"]["num_tokens"] * num_passes / found.forward_tokens_per_second
+    writing = len(measured) * config.eval.max_new_tokens * found.write_step_s if num_answers else 0.0
     terminal.field(
         "estimate",
-        f"{_duration(seconds)} of training and measuring at {found.train_tokens_per_second:,.0f} tokens/s, up to "
-        f"{_duration(writing)} of writing answers; {found.peak_bytes / 2**30:.1f} GiB of memory",
+        f"{_duration(seconds)} of {work}, up to {_duration(writing)} of writing answers; "
+        f"{found.peak_bytes / 2**30:.1f} GiB of memory",
     )
+
+
+def _rounded(speed: float) -> int:
+    """To two digits: a speed that was looked at for seconds is not known any better."""
+    return round(float(f"{speed:.2g}"))
 
 
 def _duration(seconds: float) -> str:

@@ -6,6 +6,7 @@ Nothing is fetched from a hub here, and torch is imported only where a GPU is as
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
+from typing import TypeGuard
 
 from safetensors import SafetensorError, safe_open
 
@@ -16,10 +17,10 @@ from crucible_train.data.conversations import detect
 from crucible_train.errors import ConfigError, CrucibleError, DataError
 from crucible_train.evaluation.scorers import SCORERS
 from crucible_train.recipes.sft import SFTConfig
-from crucible_train.renderers import list_renderers
+from crucible_train.renderers import find_renderer, list_renderers
+from crucible_train.stages.chat_format import renderer_spec
 from crucible_train.stages.prepare_data import source_of
 from crucible_train.stages.prepare_model import BUILT_IN, at_hand
-from crucible_train.stages.render import renderer_spec
 
 STEP_METRICS = ("optim/grad_norm", "optim/learning_rate", "progress/epoch", "progress/num_tokens", "train/loss")
 """What every step measures."""
@@ -49,9 +50,9 @@ def _found(examine: Callable[[SFTConfig], Problems], config: SFTConfig) -> Probl
 
 def _names(config: SFTConfig) -> Problems:
     yield from wiring.check_names(config.report_to)
-    renderers = ["auto", *list_renderers()]
-    if config.data.renderer not in renderers:
-        yield f"data.renderer: {config.data.renderer!r} is unknown; known are {', '.join(renderers)}"
+    if not _is_renderer(config.data.renderer):
+        known = ", ".join(["auto", *list_renderers()])
+        yield f"data.renderer: {config.data.renderer!r} is unknown; known are {known}"
     scorers = ["auto", *SCORERS]
     for name in config.eval.scorers:
         if name not in scorers:
@@ -62,11 +63,16 @@ def _secrets(config: SFTConfig) -> Problems:
     """Prefect keeps a run's parameters, so none may hold a secret."""
     for field in ("model", "dataset", "output_dir", "cache_dir", "data.eval_split"):
         value = config.data.eval_split if field == "data.eval_split" else getattr(config, field)
-        if isinstance(value, str) and hide_secrets(value) != value:
+        if _holds_secret(value):
             yield (
                 f"{field}: {hide_secrets(value)}: it holds a secret, which would be kept with the run; give "
                 "credentials through the environment or the library's own settings file"
             )
+
+
+def _holds_secret(value: object) -> TypeGuard[str]:
+    """Whether an address is refused for its secret, and so not tried."""
+    return isinstance(value, str) and hide_secrets(value) != value
 
 
 def _watched_metric(config: SFTConfig) -> Problems:
@@ -86,7 +92,8 @@ def _places(config: SFTConfig) -> Problems:
     if "://" not in config.cache_dir:
         yield from _unwritable("cache_dir", config.cache_dir)
         return
-    wiring.blob_store(config.cache_dir).read_manifest("preflight")  # whether it answers
+    if not _holds_secret(config.cache_dir):
+        wiring.blob_store(config.cache_dir).read_manifest("preflight")  # whether it answers
 
 
 def _checkpoint(config: SFTConfig) -> Problems:
@@ -96,14 +103,16 @@ def _checkpoint(config: SFTConfig) -> Problems:
 
 
 def _model(config: SFTConfig) -> Problems:
-    source = at_hand(config.model) if config.model != BUILT_IN else None
+    source = at_hand(config.model) if config.model != BUILT_IN and not _holds_secret(config.model) else None
     if source is not None:
         for weights in sorted(source.glob("*.safetensors")):
             yield from _unreadable(weights)
-        if source.is_dir() and config.data.renderer in ("auto", *list_renderers()):
-            spec = renderer_spec(config, source)
-            if spec.options:
-                spec.make()
+        if source.is_dir() and _is_renderer(config.data.renderer):
+            renderer_spec(config, source)
+
+
+def _is_renderer(name: str) -> bool:
+    return name == "auto" or find_renderer(name) is not None
 
 
 def _data(config: SFTConfig) -> Problems:
@@ -123,7 +132,7 @@ _CHECKS = (_secrets, _names, _watched_metric, _places, _checkpoint, _model, _dat
 
 def _first_row(field: str, source: str, config: SFTConfig) -> Problems:
     """Whether there is a row, and columns that a conversation can be read from."""
-    if _is_hub_id(source):
+    if _is_hub_id(source) or _holds_secret(source):
         return
     try:
         row = next(iter(wiring.dataset_store().rows(source)), None)

@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from crucible_train import terminal, wiring
+from crucible_train.data.conversations import described
 from crucible_train.data.preparation import prepare
+from crucible_train.data.rows import bad_rows
 from crucible_train.recipes.sft import SFTConfig
 from crucible_train.stages.base import Stage, in_thread
 from crucible_train.types import ArtifactRef
@@ -50,9 +52,8 @@ def source_of(dataset: str) -> str:
 
 def report(summary: Mapping[str, Any], *, is_cached: bool) -> None:
     """Say what the data set was found to be."""
-    columns = ", ".join(summary["columns"])
     line = (
-        f"{summary['num_rows']:,} rows, {summary['format']} ({columns}), {summary['mean_turns']:g} messages each; "
-        f"{summary['num_bad_rows']} bad rows"
+        f"{summary['num_rows']:,} rows, {described(summary['format'], summary['columns'])}, "
+        f"{summary['mean_turns']:g} messages each; {bad_rows(summary['num_bad_rows'])}"
     )
     terminal.field("data", line + (" [cached]" if is_cached else ""))

@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from crucible_train import terminal
-from crucible_train.data.render_rows import RendererSpec
 from crucible_train.data.rendering import render
-from crucible_train.ports import Tokenizer
+from crucible_train.data.rows import bad_rows
 from crucible_train.recipes.sft import SFTConfig
-from crucible_train.renderers import FastTokenizer, renderer_name
 from crucible_train.stages.base import Stage, in_thread
+from crucible_train.stages.chat_format import renderer_spec
 
 
 class Render(Stage[SFTConfig]):
@@ -28,7 +27,7 @@ class Render(Stage[SFTConfig]):
         "data.on_bad_row",
     )
     uses = ("data.num_workers",)
-    code = ("data", "renderers", "types", "seeds")
+    code = ("data", "renderers", "types", "seeds", "stages.chat_format")
     libraries = ("tokenizers",)
 
     async def run(self, inputs: Mapping[str, Path], folder: Path) -> None:
@@ -37,17 +36,10 @@ class Render(Stage[SFTConfig]):
         await in_thread(render, inputs["conversations"], spec, self.config.data, self.config.seed, folder)
 
 
-def renderer_spec(config: SFTConfig, model_dir: Path, tokenizer: Tokenizer | None = None) -> RendererSpec:
-    """Which renderer a configuration means for a model; ``tokenizer`` is the model's, where it is loaded already."""
-    wanted = config.model if config.data.renderer == "auto" else config.data.renderer
-    name = renderer_name(wanted, tokenizer or FastTokenizer.from_folder(model_dir))
-    return RendererSpec(name, config.data.renderer_options, model_dir)
-
-
 def report(summary: Mapping[str, Any], *, is_cached: bool) -> None:
     """Say what was rendered."""
     train, held_out = summary["train"], summary["validation"]
-    bad = f"; {summary['num_bad_rows']} bad rows" if summary["num_bad_rows"] else ""
+    bad = f"; {bad_rows(summary['num_bad_rows'])}" if summary["num_bad_rows"] else ""
     line = (
         f"{train['num_examples']:,} examples to train and {held_out['num_examples']:,} held out, "
         f"by {summary['renderer']}; {train['num_tokens']:,} tokens, {train['num_trained_tokens']:,} trained, "

@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import crucible_train
-from crucible_train import files
+from crucible_train import files, terminal
 from crucible_train.config.redaction import redacted
+from crucible_train.config.writing import as_text
+from crucible_train.evaluation.comparison import ALONE
 from crucible_train.recipes.sft import SFTConfig
+from crucible_train.stages.package import EVALUATION, PUBLISHED, REPORT
 from crucible_train.types import ArtifactRef, Hardware
 
 CONFIG = "config.json"
@@ -59,9 +62,46 @@ def finish(
     record = files.read_json(run_dir / RECORD)
     digests = {name: ref.model_dump() for name, ref in refs.items()}
     if not isinstance(record, dict) or record.get("artifacts") != digests:
+        _say_what_is_replaced(record, config)
         files.write_json(run_dir / RECORD, _record(run_dir, config, digests, hardware, seconds))
         changed = True
     return changed
+
+
+def report(run_dir: Path, package: Path, *, is_new: bool) -> None:
+    """Say what the run gained and where everything lies."""
+    for row in files.read_json(package / EVALUATION / "summary.json")["compared"]:
+        before, after, change = row["before"], row["after"], row["difference"]
+        interval = f", 95 % interval [{change['low']:+.4g}, {change['high']:+.4g}]" if row["verdict"] != ALONE else ""
+        terminal.field(
+            row["name"],
+            f"{before['value']:.4g} -> {after['value']:.4g}   change {change['value']:+.4g}{interval} "
+            f"over {row['num']}: {row['verdict']}",
+        )
+    if not is_new:
+        terminal.field("done", "this run was finished before; nothing was changed")
+    terminal.field("model", str(run_dir / PUBLISHED))
+    terminal.field("report", str(run_dir / REPORT))
+
+
+def _say_what_is_replaced(record: Any, config: SFTConfig) -> None:
+    """Runs that differ only in what training does not read, such as how answers are written, share a folder."""
+    before = record.get("config") if isinstance(record, dict) else None
+    if isinstance(before, dict):
+        old, new = _flat(before), _flat(redacted(config))
+        changed = [f"{name}={as_text(old[name], Any)}" for name in new if name in old and old[name] != new[name]]
+        if changed:
+            terminal.field(
+                "replaced",
+                f"the report of the same training with {' '.join(changed)}; run it so again to have that one back",
+            )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
 
 
 def _record(

@@ -16,7 +16,9 @@ from crucible_train.metrics_file import METRICS_FILE
 from crucible_train.ports import MetricsLogger, ModelInfo, RunInfo, RunStatus, TrainingClient
 from crucible_train.recipes.sft import SFTConfig, SFTResult, peak_rate, plan_of, train
 from crucible_train.renderers import FastTokenizer
+from crucible_train.renderers.record import RECORD_FILE
 from crucible_train.stages.base import Stage, in_thread
+from crucible_train.stages.chat_format import renderer_record
 from crucible_train.stages.held_out import HeldOutRows
 from crucible_train.stages.prepare_model import base_name
 from crucible_train.types import ArtifactRef, Hardware
@@ -26,7 +28,7 @@ MODEL = "model"
 RESULT = "result.json"
 MEASURED = "held_out_nll.json"
 _ANSWER_FIELDS = ("max_new_tokens", "temperature", "top_p", "scorers")
-_NOT_PUBLISHED = ("optimizer.safetensors", "loop.json", "metrics.jsonl")
+_NOT_PUBLISHED = ("optimizer.safetensors", "loop.json", "metrics.jsonl", RECORD_FILE)
 
 
 class Train(Stage[SFTConfig]):
@@ -66,6 +68,7 @@ class Train(Stage[SFTConfig]):
         "schedules",
         "evaluation",
         "renderers",
+        "stages.chat_format",
         "stages.held_out",
         "adapters.torch_local",
     )
@@ -126,7 +129,8 @@ class Train(Stage[SFTConfig]):
         def on_start(step: int) -> None:
             logger.start(RunInfo(self._run_dir.name, self._run_dir, redacted(self._whole_config), num_steps, step))
 
-        run = TrainingRun(self._run_dir, client, logger, config.checkpoint, _report, on_start)
+        kept = {RECORD_FILE: renderer_record(config, inputs["model"], client.tokenizer()).to_bytes()}
+        run = TrainingRun(self._run_dir, client, logger, config.checkpoint, _report, on_start, kept)
         _describe(config, client.model_info(), num_steps)
         base = files.read_json(inputs["before"] / "summary.json") if "before" in inputs else None
         first = {k: v for k, v in base["metrics"].items() if k in _NLL_METRICS} if base else {}

@@ -13,6 +13,7 @@ from crucible_train.errors import RenderError
 
 _THINKING_KEYS = ("reasoning_content", "thinking", "reasoning")
 # Fields that carry what was said, in a way no renderer here can express: refusing them beats losing them.
+_PLAIN_KEYS = {"role", "content"}
 _REFUSED_KEYS = ("function_call", "audio", "refusal")
 
 
@@ -32,7 +33,7 @@ class ThinkingPart:
 
 @dataclass(frozen=True, slots=True)
 class ImagePart:
-    """A picture: encoded bytes, a path or URL, or an object the family's image processor understands."""
+    """A picture: encoded bytes, a path, a ``data:`` URL or a Pillow image; None where only its place is told."""
 
     image: Any
 
@@ -104,6 +105,10 @@ class Message:
         """
         if isinstance(value, Message):
             return value
+        if type(value) is dict and value.keys() == _PLAIN_KEYS:
+            role, content = value["role"], value["content"]
+            if isinstance(role, str) and role and isinstance(content, str):
+                return cls(role, content)
         where = f"message {index}"
         if not isinstance(value, Mapping):
             raise RenderError(f"{where} must be an object with role and content, not {type(value).__name__}")
@@ -216,16 +221,15 @@ def _part(value: Any, where: str) -> Part:
         return TextPart(value)
     if not isinstance(value, Mapping):
         raise RenderError(f"{where} must be an object, not {type(value).__name__}")
-    kind = value.get("type", "text" if "text" in value else None)
+    kind = value.get("type", next((key for key in ("text", "image", "image_url") if key in value), None))
     if kind == "text" and isinstance(value.get("text"), str):
         return TextPart(value["text"])
     if kind == "thinking" and isinstance(value.get("thinking"), str):
         return ThinkingPart(value["thinking"])
     if kind in {"image", "image_url"}:
-        image = value.get("image", value.get("image_url"))
-        if isinstance(image, Mapping):
-            image = image.get("url")
-        if image is not None:
+        given = value.get("image", value.get("image_url"))
+        image = given.get("url") if isinstance(given, Mapping) else given
+        if image is not None or (kind == "image" and given is None):
             return ImagePart(image)
     raise RenderError(f"{where} has unknown type {kind!r}; text, thinking and image are known")
 
@@ -237,7 +241,7 @@ def _part_to_dict(part: Part) -> dict[str, Any]:
         case ThinkingPart(thinking):
             return {"type": "thinking", "thinking": thinking}
         case ImagePart(image):
-            return {"type": "image", "image": image}
+            return {"type": "image"} if image is None else {"type": "image", "image": image}
 
 
 def _optional_text(value: Mapping[str, Any], field: str, where: str) -> str | None:

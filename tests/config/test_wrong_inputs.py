@@ -26,10 +26,17 @@ WRONG_COMMAND_LINES: list[tuple[list[str], list[str]]] = [
     (["steps=4"], ["command line: steps: unknown; did you mean max_steps or eval_steps?"]),
     (["xyzzy=4"], ["command line: xyzzy: unknown; `python -m flows.sft --help` lists every field"]),
     (["data.max_length.x=1"], ["command line: data.max_length.x: unknown; did you mean data.max_length?"]),
-    (["api_key=hunter2"], ["command line: api_key: unknown; `python -m flows.sft --help` lists every field"]),
+    (
+        ["api_key=hunter2"],
+        [
+            "command line: api_key: not a field; secrets are taken from the environment (HF_TOKEN for the hub), never from the command line or a file"
+        ],
+    ),
     (
         ["--wandb-token", "hunter2"],
-        ["command line: wandb-token: unknown; `python -m flows.sft --help` lists every field"],
+        [
+            "command line: wandb-token: not a field; secrets are taken from the environment (HF_TOKEN for the hub), never from the command line or a file"
+        ],
     ),
     (["max_steps=three"], ["command line: train.max_steps: must be a whole number of 1 or more, or null, not 'three'"]),
     (["max_steps=1.5"], ["command line: train.max_steps: must be a whole number of 1 or more, or null, not 1.5"]),
@@ -76,6 +83,33 @@ WRONG_COMMAND_LINES: list[tuple[list[str], list[str]]] = [
     (["--lr"], ["command line: lr: needs a value"]),
     (["--"], ["command line: '--': not understood; write field=value"]),
     (["=5"], ["command line: '=5': not understood; write field=value"]),
+    (["--dryrun"], ["command line: dryrun: unknown; did you mean --dry-run?"]),
+    (["--dryrun", "seed=1"], ["command line: dryrun: unknown; did you mean --dry-run?"]),
+    (["dryrun=true"], ["command line: dryrun: unknown; did you mean --dry-run?"]),
+    (["dryrun"], ["command line: 'dryrun': not understood; did you mean --dry-run?"]),
+    (["dry-run"], ["command line: 'dry-run': not understood; did you mean --dry-run?"]),
+    (["-dry-run"], ["command line: '-dry-run': not understood; did you mean --dry-run?"]),
+    (["--help-al"], ["command line: help-al: unknown; did you mean --help-all?"]),
+    (["--cofnig", "sft.yaml"], ["command line: cofnig: unknown; did you mean --config?"]),
+    (
+        ["hf_token=hunter2"],
+        [
+            "command line: hf_token: not a field; secrets are taken from the environment (HF_TOKEN for the hub), never from the command line or a file"
+        ],
+    ),
+    (
+        ["token=hunter2"],
+        [
+            "command line: token: not a field; secrets are taken from the environment (HF_TOKEN for the hub), never from the command line or a file"
+        ],
+    ),
+    (
+        ["password=hunter2"],
+        [
+            "command line: password: not a field; secrets are taken from the environment (HF_TOKEN for the hub), never from the command line or a file"
+        ],
+    ),
+    (["pad_token=x"], ["command line: pad_token: unknown; `python -m flows.sft --help` lists every field"]),
     (["--dry-run=maybe"], ["command line: dry_run: must be true or false, not 'maybe'"]),
     (["--config"], ["command line: config: needs the name of a YAML file"]),
     (
@@ -219,6 +253,12 @@ WRONG_FILES: list[tuple[str | bytes, list[str]]] = [
     (
         "train:\n  num_train_epochs: {a: 1}\n",
         ["sft.yaml:2: train.num_train_epochs: must be a number above 0, not {a: 1}"],
+    ),
+    (
+        "data:\n  hf_token: hunter2\n",
+        [
+            "sft.yaml:2: data.hf_token: not a field; secrets are taken from the environment (HF_TOKEN for the hub), never from the command line or a file"
+        ],
     ),
     ("dry_run: true\n", ["sft.yaml:1: dry_run: not a field; give it on the command line as --dry-run"]),
     ("seed: '[\n", ["sft.yaml:1:7: not valid YAML: this quote is not closed"]),

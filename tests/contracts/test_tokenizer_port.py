@@ -91,6 +91,13 @@ def test_a_batch_is_each_text_alone_with_ranges_that_cover_it_in_order(tokenizer
         assert ends[-1] == len(text)
 
 
+@QUICK
+@given(data=st.data())
+def test_a_batch_of_ids_is_decoded_as_each_alone(tokenizer, data):
+    batch = data.draw(st.lists(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=6), max_size=4))
+    assert list(tokenizer.decode_batch(batch)) == [tokenizer.decode(ids) for ids in batch]
+
+
 def test_every_control_token_is_reached_by_name_and_shown_by_name(tokenizer):
     assert tokenizer.control_tokens
     for name, number in tokenizer.control_tokens.items():

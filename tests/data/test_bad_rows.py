@@ -155,7 +155,7 @@ def test_a_broken_line_of_a_table_is_one_bad_row_and_the_rows_after_it_are_read(
         prepared(path)
     first, last = str(caught.value).splitlines()
     assert first == f"{path}{CSV[line]}"
-    assert last.startswith("1 of 3 rows are bad")
+    assert last.startswith("1 of 3 rows is bad")
     found = prepared(path, on_bad_row="quarantine")
     assert [found.dialogues.where(row) for row in (0, 1)] == [f"{path}:3", f"{path}:5"]
 

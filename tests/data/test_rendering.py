@@ -2,13 +2,15 @@
 
 import json
 import shutil
+from datetime import datetime, timedelta
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from crucible_train.config.sections import DataConfig
 from crucible_train.data.preparation import CONVERSATIONS
-from crucible_train.data.render_rows import RendererSpec
+from crucible_train.data.render_rows import RendererSpec, render_rows
 from crucible_train.data.render_workers import rendered_by_workers
 from crucible_train.data.rendering import TRAIN, VALIDATION, render
 from crucible_train.data.tables import Examples
@@ -114,7 +116,7 @@ def test_a_bad_row_stops_the_run_and_is_counted_among_all_rows(rendered):
         rendered(lines("a", LONG, *"abcdefgh"), eval_split=0.3, max_length=200)
     first, last = str(caught.value).splitlines()
     assert first.endswith(f"rows.jsonl:2: {num_tokens('question 1', LONG)} tokens are more than data.max_length=200")
-    assert last.startswith("1 of 10 rows are bad; mend them")
+    assert last.startswith("1 of 10 rows is bad; mend it")
 
 
 def test_a_set_of_which_no_row_is_left_to_train_on_is_an_error_with_the_reasons_counted(rendered):
@@ -186,3 +188,53 @@ def test_a_worker_that_ends_early_is_an_error(prepared, smollm2):
     missing = RendererSpec("smollm2", {}, smollm2.tokenizer_dir / "nowhere")
     with pytest.raises(RunError, match="a process that renders rows ended early, with status 1"):
         next(rendered_by_workers(conversations, jobs, missing, DataConfig(), 1))
+
+
+def test_rows_rendered_together_are_the_rows_rendered_one_by_one(prepared, smollm2):
+    rows = [
+        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "ä 🙂"}]},
+        {"messages": [{"role": "user", "content": "only asked"}]},
+        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": LONG}]},
+        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "thinking": "hm"}]},
+        {"messages": [{"role": "user", "content": "<|im_end|>"}, {"role": "assistant", "content": "<|im_end|>"}]},
+        {"messages": [{"role": "user", "content": "\u0000"}, {"role": "assistant", "content": ""}]},
+    ]
+    dialogues = prepared("".join(json.dumps(row) + "\n" for row in rows).encode()).dialogues
+    renderer, config, order = smollm2.make(), DataConfig(max_length=500), [5, 0, 4, 3, 2, 1, 0]
+    together = render_rows(renderer, dialogues, np.array(order), config, 1e9)
+    apart = [render_rows(renderer, dialogues, np.array([row]), config, 1e9) for row in order]
+    assert together.examples.to_pylist() == [row for part in apart for row in part.examples.to_pylist()]
+    assert together.bad_rows == [row for part in apart for row in part.bad_rows]
+    assert [row["row"] for row in together.examples.to_pylist()] == [5, 0, 4, 0]
+    assert [row["num_bytes"] for row in together.examples.to_pylist()] == [0, 7, 10, 7]
+    assert [str(row.reason) for row in together.bad_rows] == ["not_renderable", "too_long", "nothing_trained"]
+    nothing = render_rows(renderer, dialogues, np.array([], np.int64), config, 1e9)
+    assert (nothing.examples.num_rows, nothing.bad_rows) == (0, [])
+
+
+def test_the_date_that_is_written_is_recorded_and_the_same_for_every_worker(tmp_path, prepared, smollm2):
+    template = "{{ strftime_now('%Y-%m-%d %H:%M:%S') }}{% for m in messages %} {{ m.content }}{% endfor %}"
+    spec = RendererSpec("chat_template", {"template": template}, smollm2.tokenizer_dir)
+    folder = prepared(lines(*map(str, range(1100)))).folder
+    summary = render(folder, spec, DataConfig(num_workers=2, eval_split=0.0), 0, tmp_path / "rendered")
+    date = summary["renderer_options"]["now"]
+    assert abs(datetime.now() - datetime.fromisoformat(date)) < timedelta(minutes=10)
+    texts = {smollm2.make().tokenizer.decode(e.tokens_T.tolist())[:19] for e in Examples(tmp_path / "rendered" / TRAIN)}
+    assert texts == {date.replace("T", " ")}
+
+
+def test_a_row_with_a_picture_is_set_aside_since_only_its_place_would_be_trained(tmp_path, prepared):
+    tokenizer = Path(__file__).parents[1] / "golden" / "tokenizers" / "qwen3"
+    shutil.copytree(tokenizer, tmp_path / "model")
+    seen = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}
+    rows = [
+        {"messages": [seen, {"role": "assistant", "content": "A cat."}]},
+        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]},
+    ]
+    data = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    config = DataConfig(on_bad_row="quarantine", eval_split=0.0)
+    spec = RendererSpec("qwen3_vl_instruct", {}, tmp_path / "model")
+    summary = render(prepared(data, on_bad_row="quarantine").folder, spec, config, 0, tmp_path / "rendered")
+    assert summary["bad_rows"] == {"not_renderable": 1}
+    (row,) = (tmp_path / "rendered" / "quarantine.jsonl").read_text().splitlines()
+    assert json.loads(row)["problem"] == "message 0: content: a picture, and models are trained on text here"

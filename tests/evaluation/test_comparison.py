@@ -2,7 +2,7 @@
 
 import pytest
 
-from crucible_train.evaluation.comparison import Compared, compare
+from crucible_train.evaluation.comparison import Compared, compare, compare_ended
 from crucible_train.evaluation.statistics import Interval
 
 
@@ -42,7 +42,7 @@ def test_tokens_not_examples_are_averaged():
 
 
 def test_a_change_in_five_examples_is_never_called_clear_and_in_six_it_may_be():
-    for num, verdict in ((1, "no clear change"), (5, "no clear change"), (6, "better")):
+    for num, verdict in ((2, "no clear change"), (5, "no clear change"), (6, "better")):
         nll, exact = compare(nlls([9.0] * num) + answers([0] * num), nlls([1.0] * num) + answers([1] * num), seed=0)
         assert (nll.verdict, exact.verdict) == (verdict, verdict)
 
@@ -74,3 +74,24 @@ def test_evaluations_of_other_examples_are_not_compared(make):
 def test_what_was_not_measured_is_not_compared():
     assert compare([], [], seed=0) == []
     assert [found.name for found in compare(answers([1]), answers([1]), seed=0)] == ["final_answer"]
+
+
+def test_one_example_has_no_interval():
+    for num, has_interval, verdict in ((1, False, "one example, no interval"), (2, True, "no clear change")):
+        found = compare(nlls([9.0] * num) + answers([0] * num), nlls([1.0] * num) + answers([1] * num), seed=0)
+        assert [row.has_interval for row in found] == [has_interval] * 2
+        assert [row.verdict for row in found] == [verdict] * 2
+        assert not any(row.is_clear for row in found)
+
+
+def test_several_examples_of_one_conversation_are_one():
+    records = [{"kind": "nll", "row": 0, "nll": value, "num_tokens": 10} for value in (3.0, 5.0)]
+    assert not compare(records, records, seed=0)[0].has_interval
+
+
+def test_answers_that_were_ended_are_compared_like_a_score():
+    before, after = ([{**record, "ended": ended} for record in answers([0] * 8)] for ended in (False, True))
+    (ended,) = compare_ended(before, after)
+    assert (ended.name, ended.num, ended.before.value, ended.after.value) == ("ended", 8, 0.0, 1.0)
+    assert ended.verdict == "better"
+    assert compare_ended(nlls([1.0]), nlls([1.0])) == []

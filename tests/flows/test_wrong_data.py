@@ -28,15 +28,15 @@ def _rows(*lines: str) -> Callable[[Path], list[str]]:
 CASES: dict[str, tuple[Callable[[Path], list[str]], list[str]]] = {
     "not JSON": (
         _rows(GOOD, "{'messages': 1}\n", GOOD),
-        [r".*own.jsonl:2:2: broken JSON: .*", r"1 of 3 rows are bad; mend them, or .*data.on_bad_row=quarantine"],
+        [r".*own.jsonl:2:2: broken JSON: .*", r"1 of 3 rows is bad; mend it, or .*data.on_bad_row=quarantine"],
     ),
     "wrong order of roles": (
         _rows(GOOD, FLIPPED),
-        [r".*own.jsonl:2: message 0: role order: the assistant speaks before any user", r"1 of 2 rows are bad; .*"],
+        [r".*own.jsonl:2: message 0: role order: the assistant speaks before any user", r"1 of 2 rows is bad; .*"],
     ),
     "unknown role": (
         _rows(UNKNOWN_ROLE, GOOD),
-        [r".*own.jsonl:1: message 0: role 'usr' is unknown; did you mean 'user'\?", r"1 of 2 rows are bad; .*"],
+        [r".*own.jsonl:1: message 0: role 'usr' is unknown; did you mean 'user'\?", r"1 of 2 rows is bad; .*"],
     ),
     "no row left": (
         lambda folder: [*_rows("[]\n", "5\n")(folder), "data.on_bad_row=quarantine"],

@@ -2,6 +2,8 @@
 
 import json
 import lzma
+import re
+from collections import Counter
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -50,3 +52,37 @@ def smollm2() -> FastTokenizer:
 @pytest.fixture(scope="session")
 def qwen3() -> FastTokenizer:
     return load_tokenizer("qwen3")
+
+
+KINDS = {
+    "test_a_prompt_has_the_ids_of_the_reference": "prompts",
+    "test_a_conversation_has_the_ids_of_the_reference": "conversations",
+    "test_what_the_model_writes_is_what_is_trained": "spans",
+    "test_each_answer_is_trained_once_in_its_own_context": "own context",
+    "test_the_chosen_messages_alone_are_trained": "chosen",
+    "test_what_a_format_cannot_express_is_refused": "refused",
+}
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How many reference renderings agree: families and variants by what was compared."""
+    table: dict[str, Counter[str]] = {}
+    num_failed = 0
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.getreports(outcome):
+            found = re.search(r"test_golden\.py::(\w+)\[(\w+/\w+)/", report.nodeid)
+            if found is None or found[1] not in KINDS:
+                continue
+            counts = table.setdefault(found[2], Counter())
+            counts[KINDS[found[1]]] += outcome == "passed"
+            counts["failed"] += outcome == "failed"
+            num_failed += outcome == "failed"
+    if not table:
+        return
+    terminalreporter.section("reference renderings that agree")
+    columns = [*KINDS.values(), *(["failed"] if num_failed else [])]
+    terminalreporter.write_line(f"{'':32}" + "".join(f"{column:>15}" for column in columns))
+    for variant, counts in sorted(table.items()):
+        terminalreporter.write_line(f"{variant:32}" + "".join(f"{counts[column] or '':>15}" for column in columns))
+    total: Counter[str] = sum(table.values(), Counter())
+    terminalreporter.write_line(f"{'all':32}" + "".join(f"{total[column]:>15}" for column in columns))

@@ -108,6 +108,16 @@ def test_the_clock_can_be_set(smollm2: FastTokenizer) -> None:
     assert smollm2.decode(ids) == "28 Jun 2025 x"
 
 
+def test_a_template_that_asks_for_the_time_is_told_one_time_which_is_among_the_options(smollm2: FastTokenizer) -> None:
+    template = "{{ strftime_now('%Y-%m-%dT%H:%M:%S') }}"
+    renderer = get_renderer("chat_template", smollm2, template=template)
+    assert renderer.date_option == "now"
+    assert smollm2.decode(renderer.build_generation_prompt(SAID).to_ints()) == renderer.options["now"]
+    again = get_renderer("chat_template", smollm2, **renderer.options)
+    assert again.build_generation_prompt(SAID) == renderer.build_generation_prompt(SAID)
+    assert get_renderer("chat_template", smollm2, template="x").date_option is None
+
+
 SAID = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
 
 

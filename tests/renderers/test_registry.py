@@ -10,8 +10,10 @@ from transformers import PreTrainedTokenizerFast
 from crucible_train.errors import ConfigError, ModelError
 from crucible_train.renderers import (
     FastTokenizer,
+    find_renderer,
     get_renderer,
     list_renderers,
+    model_names,
     register_renderer,
     registry,
     renderer_name,
@@ -37,18 +39,112 @@ def test_a_renderer_is_had_by_its_name(name: str, smollm2: FastTokenizer) -> Non
     assert get_renderer(name, smollm2).name == name
 
 
-@pytest.mark.parametrize(
-    ("model", "name"),
-    [
-        ("HuggingFaceTB/SmolLM2-135M-Instruct", "smollm2"),
-        ("/models/smollm2-360m", "smollm2"),
-        ("someone/a-new-model", "chat_template"),
-        ("runs/x/package", "chat_template"),
-    ],
-)
+# What each published model's own template is. ``chat_template`` is that template itself.
+MODELS = {
+    "meta-llama/Meta-Llama-3-8B-Instruct": "llama3",
+    "meta-llama/Llama-3.1-8B-Instruct": "llama3_1",
+    "meta-llama/Meta-Llama-3.1-405B-Instruct-FP8": "llama3_1",
+    "meta-llama/Llama-3.2-1B-Instruct": "llama3_2",
+    "meta-llama/Llama-3.2-3B-Instruct-SpinQuant_INT4_EO8": "llama3_2",
+    "meta-llama/Llama-3.2-11B-Vision-Instruct": "chat_template",
+    "meta-llama/Llama-3.3-70B-Instruct": "llama3_1",
+    "meta-llama/Llama-3.1-8B": "chat_template",
+    "meta-llama/Llama-4-Scout-17B-16E-Instruct": "chat_template",
+    "meta-llama/Llama-Guard-3-8B": "chat_template",
+    "nvidia/Llama-3.1-Nemotron-70B-Instruct-HF": "chat_template",
+    "NousResearch/Hermes-3-Llama-3.1-8B": "chat_template",
+    "allenai/Llama-3.1-Tulu-3-8B": "chat_template",
+    "Qwen/Qwen3-0.6B": "qwen3",
+    "Qwen/Qwen3-30B-A3B": "qwen3",
+    "Qwen/Qwen3-8B-Base": "qwen3",
+    "Qwen/Qwen3-32B-AWQ": "qwen3",
+    "Qwen/Qwen3-4B-Instruct-2507": "qwen3_instruct",
+    "Qwen/Qwen3-235B-A22B-Instruct-2507-FP8": "qwen3_instruct",
+    "Qwen/Qwen3-4B-Thinking-2507": "chat_template",
+    "Qwen/Qwen3-VL-2B-Instruct": "qwen3_vl_instruct",
+    "Qwen/Qwen3-VL-235B-A22B-Instruct": "qwen3_vl_instruct",
+    "Qwen/Qwen3-VL-30B-A3B-Thinking": "qwen3_vl",
+    "Qwen/Qwen3-VL-Embedding-2B": "chat_template",
+    "Qwen/Qwen3-Coder-30B-A3B-Instruct": "chat_template",
+    "Qwen/Qwen3-Next-80B-A3B-Instruct": "chat_template",
+    "Qwen/Qwen3-Embedding-0.6B": "chat_template",
+    "Qwen/Qwen3-Reranker-4B": "chat_template",
+    "Qwen/Qwen3-Omni-30B-A3B-Instruct": "chat_template",
+    "Qwen/Qwen3.5-4B": "chat_template",
+    "Qwen/Qwen2.5-7B-Instruct": "chat_template",
+    "Qwen/QwQ-32B": "chat_template",
+    "deepseek-ai/DeepSeek-V3": "deepseekv3",
+    "deepseek-ai/DeepSeek-V3-Base": "deepseekv3",
+    "deepseek-ai/DeepSeek-V3-0324": "chat_template",
+    "deepseek-ai/DeepSeek-V3.1": "deepseekv3_1",
+    "deepseek-ai/DeepSeek-V3.1-Base": "deepseekv3_1",
+    "deepseek-ai/DeepSeek-V3.1-Terminus": "chat_template",
+    "deepseek-ai/DeepSeek-V3.2-Exp": "chat_template",
+    "deepseek-ai/DeepSeek-V2.5": "chat_template",
+    "deepseek-ai/DeepSeek-R1": "deepseek_r1",
+    "deepseek-ai/DeepSeek-R1-0528": "chat_template",
+    "deepseek-ai/DeepSeek-R1-0528-Qwen3-8B": "chat_template",
+    "deepseek-ai/DeepSeek-R1-Distill-Llama-8B": "chat_template",
+    "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B": "chat_template",
+    "moonshotai/Kimi-K2-Instruct": "kimi_k2",
+    "moonshotai/Kimi-K2-Instruct-0905": "kimi_k2",
+    "moonshotai/Kimi-K2-Thinking": "kimi_k2_thinking",
+    "moonshotai/Kimi-K2.5": "chat_template",
+    "moonshotai/Kimi-K2-Base": "chat_template",
+    "openai/gpt-oss-20b": "gpt_oss_medium_reasoning",
+    "openai/gpt-oss-120b": "gpt_oss_medium_reasoning",
+    "openai/gpt-oss-safeguard-20b": "chat_template",
+    "HuggingFaceTB/SmolLM2-135M-Instruct": "smollm2",
+    "smollm2-135m-instruct": "smollm2",
+    "HuggingFaceTB/SmolLM-135M-Instruct": "chat_template",
+    "HuggingFaceTB/SmolLM3-3B": "chat_template",
+    "HuggingFaceTB/SmolVLM2-2.2B-Instruct": "chat_template",
+}
+# The same model by other names.
+OTHER_NAMES = {
+    "qwen3-8b": "qwen3",
+    "QWEN/QWEN3-8B": "qwen3",
+    "/models/Qwen3-8B/": "qwen3",
+    "~/models/Qwen3-4B-Instruct-2507": "qwen3_instruct",
+    "C:\\models\\Qwen3-8B": "qwen3",
+    "/cache/models--Qwen--Qwen3-8B/snapshots/895c8d1": "qwen3",
+    "/cache/models--meta-llama--Llama-3.2-1B-Instruct/snapshots/895c8d1/": "llama3_2",
+    "unsloth/Qwen3-8B-unsloth-bnb-4bit": "qwen3",
+    "files/Qwen_Qwen3-8B-Q4_K_M.gguf": "qwen3",
+    "meta-llama_Llama-3.3-70B-Instruct-Q4_K_M.gguf": "llama3_1",
+    "DeepSeek-V3.Q4_K_M.gguf": "deepseekv3",
+    "DeepSeek-V3.1-Q4_K_M.gguf": "deepseekv3_1",
+    "SmolLM2-135M-Instruct.Q4_1.gguf": "smollm2",
+    "/qwen3-8b-experiments/step-100": "chat_template",
+    "/Qwen3-8B/snapshots/895c8d1": "qwen3",
+    "/Qwen3-8B/step-100": "chat_template",
+    "": "chat_template",
+    "/": "chat_template",
+}
+
+
+@pytest.mark.parametrize(("model", "name"), [*MODELS.items(), *OTHER_NAMES.items()])
 def test_a_model_gets_its_family_or_its_own_template(model: str, name: str, smollm2: FastTokenizer) -> None:
     assert renderer_name(model, smollm2) == name
     assert get_renderer(model, smollm2).name == name
+
+
+def test_every_renderer_that_a_model_gets_is_there() -> None:
+    assert {renderer for _, renderer in model_names._TABLE} <= set(list_renderers())
+
+
+@pytest.mark.parametrize(
+    ("alias", "name"),
+    [("deepseekv3_disable_thinking", "deepseekv3_1"), ("deepseekv3_thinking", "deepseekv3_1_thinking")],
+)
+def test_an_alias_is_another_name(alias: str, name: str, smollm2: FastTokenizer) -> None:
+    assert find_renderer(alias) == renderer_name(alias, smollm2) == name
+    assert get_renderer(alias, smollm2).name == name
+    assert alias not in list_renderers()
+
+
+def test_an_unknown_name_is_no_renderer() -> None:
+    assert find_renderer("qwen33") is None
 
 
 def test_a_model_without_template_is_answered_with_the_names_there_are(without_template: FastTokenizer) -> None:

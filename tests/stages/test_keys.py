@@ -11,6 +11,7 @@ from crucible_train.config.fields import members, tree_of
 from crucible_train.recipes.sft import SFTConfig
 from crucible_train.stages import base
 from crucible_train.stages.base import Stage
+from crucible_train.stages.chat_format import NoteDate
 from crucible_train.stages.evaluate import Evaluate
 from crucible_train.stages.package import Package
 from crucible_train.stages.prepare_data import PrepareData
@@ -20,7 +21,7 @@ from crucible_train.stages.train import Train
 from crucible_train.types import ArtifactRef, Hardware
 
 HARDWARE = Hardware("cpu", "float32", 1, "CPU")
-CLASSES = (PrepareModel, PrepareData, Render, Evaluate, Train, Package)
+CLASSES = (PrepareModel, PrepareData, NoteDate, Render, Evaluate, Train, Package)
 LEAVES = tree_of(SFTConfig).leaves
 SOURCE_DIGEST = base.source_digest
 
@@ -36,6 +37,7 @@ def _stages(config: SFTConfig, source: Path) -> list[Stage[SFTConfig]]:
     return [
         PrepareModel(config, source),
         PrepareData(config),
+        NoteDate(config),
         Render(config),
         Evaluate(config, HARDWARE),
         Train(config, HARDWARE, Path()),

@@ -22,7 +22,7 @@ from crucible_train.stages.prepare_data import PrepareData
 from crucible_train.stages.prepare_model import external
 from crucible_train.stages.render import Render
 from crucible_train.stages.train import Train
-from crucible_train.types import ArtifactRef
+from crucible_train.types import ArtifactRef, Estimate
 
 STAGES = ["prepare model", "prepare data", "render", "evaluate before", "train", "evaluate after", "package"]
 
@@ -89,7 +89,7 @@ def run_stages(config: SFTConfig) -> None:
 def assert_samples_show_what_is_trained(text: str, config: SFTConfig) -> None:
     """Three samples, each with its answer and the token that ends it between the marks, and nothing else."""
     tokenizer = wiring.tokenizer(Path(config.model))
-    found = re.findall(r"^sample (\d), (\d+) tokens; trained is ⟦this⟧\n(.*?)\n\n?(?=sample|stages)", text, re.M | re.S)
+    found = re.findall(r"^sample (\d), (\d+) tokens; trained is ⟦this⟧\n(.*?\n)\n(?=sample|stages)", text, re.M | re.S)
     assert [number for number, _, _ in found] == ["1", "2", "3"]
     questions = set()
     for _, num_tokens, sample in found:
@@ -118,7 +118,9 @@ def test_a_plan_shows_everything_and_stores_nothing(
     assert not re.search(r"^bad row", text, re.M)
     assert "5 steps of 4" in text
     assert re.search(r"peak rate 0\.001; 0\.0 of 0\.8 million weights$", text, re.M)
-    assert re.search(r"^estimate   \d+ s of training and measuring at [\d,]+ tokens/s, .* GiB of memory$", text, re.M)
+    assert re.search(
+        r"^estimate   \d+ s of training and measuring at about [\d,]+ tokens/s, .* GiB of memory$", text, re.M
+    )
     assert_samples_show_what_is_trained(text, config)
     assert not (tmp_path / "cache").exists()
     assert not (tmp_path / "runs").exists()
@@ -160,12 +162,44 @@ def test_a_config_that_would_stop_the_run_stops_the_plan(config: SFTConfig) -> N
         show_plan(config.model_copy(update={"model": "./nowhere"}))
 
 
+def test_one_bad_row_is_one(config: SFTConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = Path(config.dataset)
+    rows.write_text("{\n" + rows.read_text())
+    with pytest.raises(DataError, match=r"^1 bad row would stop the run; mend it, or set data"):
+        show_plan(config)
+    assert "messages, 2 messages each; 1 bad row\n" in capsys.readouterr().out
+
+
+def test_one_empty_line_follows_each_sample(config: SFTConfig, plan: Callable[[SFTConfig], str]) -> None:
+    for renderer in ("auto", "role_colon"):  # one format ends with a newline, the other does not
+        text = plan(changed(config, "data", renderer=renderer))
+        after = text[text.index("\nsample 1") :]
+        assert len(re.findall(r"\S\n\n(?=sample|stages)", after)) == 3
+        assert "\n\n\n" not in after[: after.index("\nstages")]
+
+
+def test_the_estimate_is_of_what_is_still_to_run(
+    config: SFTConfig, plan: Callable[[SFTConfig], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    speeds = Estimate(16, 10**6, 10**5, 1234.0, 3e3, 0.5, 2**31)
+    monkeypatch.setattr(wiring, "estimate", lambda *_: speeds)
+    assert "s of training and measuring at about 1,200 tokens/s, up to 4 s of writing answers; 2.0 GiB" in plan(config)
+    run_stages(config)
+    text = plan(changed(config, "eval", max_new_tokens=2))
+    assert states(text)["train"] == "cached"
+    assert re.search(r"^estimate   \d s of measuring, up to 2 s of writing", text, re.M)
+    assert "estimate   nothing to do but the report\n" in plan(config.model_copy(update={"output_dir": "elsewhere"}))
+
+
 def test_what_was_run_is_cached_and_the_rest_is_not(
-    config: SFTConfig, plan: Callable[[SFTConfig], str], tmp_path: Path
+    config: SFTConfig, plan: Callable[[SFTConfig], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_stages(config)
-    text = plan(config)
+    with monkeypatch.context() as nothing_to_measure:
+        nothing_to_measure.delattr(wiring, "estimate")
+        text = plan(config)
     assert {states(text)[name] for name in STAGES[1:]} == {"cached"}
+    assert text.endswith("estimate   nothing to do: all of it is cached\n")
     (metrics,) = (tmp_path / "runs").glob("*/metrics.jsonl")
     *_, last = (json.loads(line) for line in metrics.read_text().splitlines() if "progress/num_tokens" in line)
     assert f"{last['step']} steps of 4, {last['progress/num_tokens']:,} tokens" in text

@@ -10,11 +10,18 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
 from crucible_train.adapters.torch_local import estimate as estimating
 from crucible_train.adapters.torch_local.backend import EngineSettings, LocalBackend
-from crucible_train.adapters.torch_local.estimate import estimate
+from crucible_train.adapters.torch_local.estimate import Copy, Seconds, estimate, extended
 from crucible_train.adapters.torch_local.loading import Lora
 from crucible_train.types import Estimate, Hardware
 
 LORA = Lora(r=4, alpha=8.0, dropout=0.0, target_modules="all-linear")
+
+
+@pytest.fixture(autouse=True)
+def one_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counts do not change from one look to the next, and no test asserts a speed of this machine."""
+    monkeypatch.setattr(estimating, "_NUM_VISITS", 1)
+    monkeypatch.setattr(estimating, "_NUM_REPEATS", 1)
 
 
 def found(folder: Path, lora: Lora | None = None, precision: Any = "float32", **settings: Any) -> Estimate:
@@ -116,3 +123,64 @@ def test_passes_are_shorter_where_an_adapter_is_trained_in_little_memory() -> No
     assert sizes("cpu", "float32") == (768, 768)
     assert sizes("cuda", "bfloat16") == (16384, 16384)
     assert sizes("cpu", "bfloat16", micro_batch_tokens=100) == (100, 100)
+
+
+def copy_of(num_layers: int, seconds: float) -> Copy:
+    """A copy with an output layer of eight million weights and layers of one million, which took ``seconds``."""
+    num_params = 1_000_000 * (8 + num_layers)
+    return Copy(num_layers, Seconds(*[seconds] * 5), 100 * num_layers, 2 * num_params, num_params, 10 * num_layers)
+
+
+@pytest.mark.parametrize(
+    ("few", "more", "whole"),
+    [
+        pytest.param(0.20, 0.40, 0.20 + 29 * 0.05, id="a layer costs the difference"),
+        pytest.param(0.20, 0.19, 0.19 * 38 / 13, id="less than nothing: by weights"),
+        pytest.param(0.20, 0.20, 0.20 * 38 / 13, id="nothing: by weights"),
+        pytest.param(0.20, 0.202, 0.202 * 38 / 13, id="too little to be seen: by weights"),
+        pytest.param(0.01, 0.40, 0.40 * 30 / 5, id="never more than if layers were all there is"),
+    ],
+)
+def test_a_model_takes_what_two_copies_say(few: float, more: float, whole: float) -> None:
+    told = extended(copy_of(1, few), copy_of(5, more), 30)
+    assert told.seconds.train == pytest.approx(whole)
+    assert told.seconds == Seconds(*[told.seconds.train] * 5)
+    expected = copy_of(30, 0.0)
+    assert (told.num_params, told.num_trained) == (expected.num_params, expected.num_trained)
+    assert (told.activation_bytes, told.frozen_bytes) == (expected.activation_bytes, expected.frozen_bytes)
+
+
+def test_the_least_of_several_looks_counts_and_the_copies_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looks that were disturbed, in a row or alone, change nothing."""
+    monkeypatch.setattr(estimating, "_NUM_VISITS", 3)
+    planted = {1: iter([0.9, 0.20, 0.31]), 5: iter([1.8, 0.72, 0.40])}
+    order = []
+
+    def look(num_layers: int) -> Copy:
+        order.append(num_layers)
+        return copy_of(num_layers, next(planted[num_layers]))
+
+    told = estimating._visited(look, 1, 5, 30)
+    assert order == [1, 5] * 3
+    assert told.seconds.train == pytest.approx(0.20 + 29 * 0.05)
+
+
+def test_a_slow_model_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimating, "_NUM_VISITS", 3)
+    monkeypatch.setattr(estimating, "_ENOUGH_S", 0.0)
+    order = []
+
+    def look(num_layers: int) -> Copy:
+        order.append(num_layers)
+        return copy_of(num_layers, 0.1 * num_layers)
+
+    estimating._visited(look, 1, 3, 30)
+    assert order == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("hidden_size", "num_layers", "expected"),
+    [(576, 30, (1, 7)), (1024, 28, (1, 4)), (4096, 32, (1, 3)), (576, 5, (1, 5)), (16, 1, (1, 1))],
+)
+def test_narrow_models_get_more_layers_to_tell_by(hidden_size: int, num_layers: int, expected: tuple[int, int]) -> None:
+    assert estimating._sizes(hidden_size, num_layers) == expected

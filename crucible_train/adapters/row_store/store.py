@@ -295,14 +295,9 @@ def _hub_dataset(source: str) -> Any:
     Raises:
         DataError: it cannot be had.
     """
-    import datasets  # noqa: PLC0415 - heavy, and only hub ids need it
+    from crucible_train.adapters.hub import load_dataset  # noqa: PLC0415 - heavy, and only hub ids need it
 
-    datasets.disable_progress_bars()
-    try:
-        found = datasets.load_dataset(source)
-    except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"dataset: {source}: not a file here, and the hub does not give it either: {reason}") from error
+    found = load_dataset(source)
     if len(found) == 1:
         return next(iter(found.values()))
     if "train" not in found:

@@ -5,11 +5,10 @@ have the model's own widths and vocabulary, so the figures hold whatever the pro
 """
 
 import asyncio
-import copy
-import statistics
 import time
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Collection
+from copy import deepcopy
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -32,45 +31,86 @@ from crucible_train.types import (
     TensorData,
 )
 
-_FEW, _MORE = 1, 3
+# Layers of the smaller copy, and the least and the most that the larger one has besides: enough of them to weigh in
+# beside the output layer, few enough that a copy stays small.
+_FEW, _LEAST_MORE, _MOST_MORE = 1, 2, 6
+_WEIGHTS_THAT_TELL = 40_000_000
+_NUM_VISITS = 3
 _NUM_REPEATS = 3
+_ENOUGH_S = 4.0
 _NUM_WRITTEN = 6
 _USUAL_PASSES_A_STEP = 4
 _PROMPT_TOKENS = 32
+# Further layers that seem to cost less than this share of what their weights would cost were not seen for the noise.
+_TINY = 0.05
 # Weight, gradient, two moments; and while a checkpoint is written, copies of the weight and the moments.
 _BYTES_A_TRAINED_WEIGHT = 4 + 4 + 8 + 12
 
 
 @dataclass(frozen=True, slots=True)
-class _Measured:
-    """What a model with few layers needs."""
+class Seconds:
+    """What single pieces of work took on a copy.
 
-    step_s: float
-    forward_s: float
-    write_s: float
+    Attributes:
+        train: a forward and backward pass of all positions that are computed at once.
+        forward: a forward pass of them.
+        optim: an optimizer step.
+        first: writing the first token of every answer, prompts included.
+        write: writing one more token of every answer.
+    """
+
+    train: float
+    forward: float
+    optim: float
+    first: float
+    write: float
+
+    def or_less(self, other: "Seconds") -> "Seconds":
+        """The lesser of each: whatever disturbs a machine adds time and takes none away."""
+        return Seconds(*(min(getattr(self, one.name), getattr(other, one.name)) for one in fields(self)))
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A model with few layers: what it takes and what it holds."""
+
+    num_layers: int
+    seconds: Seconds
     activation_bytes: int
     frozen_bytes: int
     num_params: int
     num_trained: int
 
-    def extended(self, other: "_Measured", num_layers: int, num_more: int) -> "_Measured":
-        """Extrapolated: this one has ``num_layers`` fewer than ``other``, and ``num_more`` fewer than what is asked."""
 
-        def along(name: str) -> float:
-            mine: float = getattr(self, name)
-            return mine + max(0.0, getattr(other, name) - mine) / num_layers * num_more
+def extended(few: Copy, more: Copy, num_layers: int) -> Copy:
+    """The model with all its layers, after two copies of it that differ in layers only."""
+    steps = (num_layers - more.num_layers) / (more.num_layers - few.num_layers)
 
-        times = {name: along(name) for name in ("step_s", "forward_s", "write_s")}
-        counts = {
-            name: round(along(name)) for name in ("activation_bytes", "frozen_bytes", "num_params", "num_trained")
-        }
-        return _Measured(**times, **counts)  # type: ignore[arg-type]
+    def along(name: str) -> int:
+        mine: int = getattr(more, name)
+        return mine + round((mine - getattr(few, name)) * steps)
+
+    growth = along("num_params") / more.num_params
+
+    def took(name: str) -> float:
+        """By the difference of the copies, within what the larger one alone allows."""
+        less, most = getattr(few.seconds, name), getattr(more.seconds, name)
+        further = (most - less) * steps
+        if further < _TINY * most * (growth - 1):
+            further = most * (growth - 1)
+        return float(min(most + further, most * num_layers / more.num_layers))
+
+    return Copy(
+        num_layers,
+        Seconds(*(took(one.name) for one in fields(Seconds))),
+        **{name: along(name) for name in ("activation_bytes", "frozen_bytes", "num_params", "num_trained")},
+    )
 
 
 def estimate(
     model_dir: Path, settings: EngineSettings, lora: Lora | None, mean_length: int, num_written: int
 ) -> Estimate:
-    """Speed and memory of training and sampling a model, in about two seconds.
+    """Speed and memory of training and sampling a model, in a few seconds.
 
     Args:
         model_dir: a folder with the model's config.json; weights are not needed.
@@ -81,29 +121,49 @@ def estimate(
     """
     start_bytes, num_tokens = resident_bytes(), settings.max_tokens(lora)
     config = AutoConfig.from_pretrained(model_dir, local_files_only=True, trust_remote_code=False)
-    num_layers = config.get_text_config().num_hidden_layers
-    few, more = min(_FEW, num_layers), min(_MORE, num_layers)
-    least = _measure(_shortened(config, few), settings, lora, mean_length, num_written)
-    whole = least
-    if more > few:
-        larger = _measure(_shortened(config, more), settings, lora, mean_length, num_written)
-        whole = least.extended(larger, more - few, num_layers - few)
+    text = config.get_text_config()
+    few, more = _sizes(text.hidden_size, text.num_hidden_layers)
+
+    def measure(num_layers: int) -> Copy:
+        return _measure(_shortened(config, num_layers), settings, lora, mean_length, num_written)
+
+    whole = _visited(measure, few, more, text.num_hidden_layers)
     trained_bytes = whole.num_trained * (
         _BYTES_A_TRAINED_WEIGHT + (2 if settings.hardware.precision == "bfloat16" else 0)
     )
     return Estimate(
-        hidden_size=config.get_text_config().hidden_size,
+        hidden_size=text.hidden_size,
         num_params=whole.num_params,
         num_trained_params=whole.num_trained,
-        train_tokens_per_second=num_tokens / whole.step_s,
-        forward_tokens_per_second=num_tokens / whole.forward_s,
-        write_step_s=whole.write_s,
+        train_tokens_per_second=num_tokens / (whole.seconds.train + whole.seconds.optim / _USUAL_PASSES_A_STEP),
+        forward_tokens_per_second=num_tokens / whole.seconds.forward,
+        write_step_s=whole.seconds.write,
         peak_bytes=start_bytes + whole.frozen_bytes + trained_bytes + whole.activation_bytes + MAX_CHUNK_BYTES,
     )
 
 
+def _sizes(hidden_size: int, num_layers: int) -> tuple[int, int]:
+    """How many layers the two copies have; equal where one is the model itself."""
+    further = max(_LEAST_MORE, min(_MOST_MORE, _WEIGHTS_THAT_TELL // (12 * hidden_size**2)))
+    return min(_FEW, num_layers), min(_FEW + further, num_layers)
+
+
+def _visited(measure: Callable[[int], Copy], few: int, more: int, num_layers: int) -> Copy:
+    """Both copies in turns, so that what disturbs the machine for a while does not fall upon one of them alone."""
+    found: dict[int, Copy] = {}
+    start = time.perf_counter()
+    for _ in range(_NUM_VISITS):
+        for size in dict.fromkeys((few, more)):
+            copy = measure(size)
+            known = found.get(size, copy)
+            found[size] = replace(copy, seconds=copy.seconds.or_less(known.seconds))
+        if time.perf_counter() - start > _ENOUGH_S:
+            break
+    return extended(found[few], found[more], num_layers) if more > few else found[few]
+
+
 def _shortened(config: PreTrainedConfig, num_layers: int) -> PreTrainedConfig:
-    short = copy.deepcopy(config)
+    short = deepcopy(config)
     text = short.get_text_config()
     text.num_hidden_layers = num_layers
     if getattr(text, "layer_types", None):
@@ -113,7 +173,8 @@ def _shortened(config: PreTrainedConfig, num_layers: int) -> PreTrainedConfig:
 
 def _measure(
     config: PreTrainedConfig, settings: EngineSettings, lora: Lora | None, mean_length: int, num_written: int
-) -> _Measured:
+) -> Copy:
+    num_layers = config.get_text_config().num_hidden_layers
     kept: dict[int, int] = {}
     weights: set[int] = set()
     frozen: list[int] = []
@@ -130,43 +191,48 @@ def _measure(
         backend = LocalBackend(build, None, replace(settings, state_dir=Path(folder)), lora)  # type: ignore[arg-type]
         try:
             measured = asyncio.run(_timed(backend, kept, settings.max_tokens(lora), mean_length, num_written))
-            return replace(measured, frozen_bytes=sum(frozen))
+            return replace(measured, num_layers=num_layers, frozen_bytes=sum(frozen))
         finally:
             asyncio.run(backend.close())
 
 
 async def _timed(
     backend: LocalBackend, kept: dict[int, int], num_tokens: int, mean_length: int, num_written: int
-) -> _Measured:
+) -> Copy:
     info = backend.model_info()
     length = max(2, min(mean_length, num_tokens, info.max_positions))
     datums = [_datum(length, info.vocab_size, number) for number in range(max(1, num_tokens // length))]
     share = num_tokens / (length * len(datums))
-    step_s, forward_s = [], []
-    for _ in range(_NUM_REPEATS):
-        kept.clear()
-        start = time.perf_counter()
-        await backend.forward_backward(datums, CrossEntropy())
-        step_s.append(time.perf_counter() - start)
-        start = time.perf_counter()
-        await backend.forward(datums, CrossEntropy())
-        forward_s.append(time.perf_counter() - start)
-    start = time.perf_counter()
-    await backend.optim_step(AdamParams(learning_rate=0.0))
-    optim_s = time.perf_counter() - start
     prompt = ModelInput.from_ints(np.arange(min(_PROMPT_TOKENS, info.max_positions - _NUM_WRITTEN)) % info.vocab_size)
 
-    async def write(num: int) -> float:
+    async def seconds(work: Awaitable[object]) -> float:
         start = time.perf_counter()
-        await backend.sampling_client().sample(prompt, num_written, SamplingParams(max_tokens=num, temperature=0.0))
+        await work
         return time.perf_counter() - start
 
-    await write(1)
-    write_s = (await write(_NUM_WRITTEN) - await write(1)) / (_NUM_WRITTEN - 1)
-    return _Measured(
-        step_s=statistics.median(step_s) * share + optim_s / _USUAL_PASSES_A_STEP,
-        forward_s=statistics.median(forward_s) * share,
-        write_s=max(write_s, 1e-6),
+    async def once() -> Seconds:
+        kept.clear()
+        client = backend.sampling_client()
+        written = [
+            await seconds(client.sample(prompt, num_written, SamplingParams(max_tokens=num, temperature=0.0)))
+            for num in (1, _NUM_WRITTEN)
+        ]
+        return Seconds(
+            train=share * await seconds(backend.forward_backward(datums, CrossEntropy())),
+            forward=share * await seconds(backend.forward(datums, CrossEntropy())),
+            optim=await seconds(backend.optim_step(AdamParams(learning_rate=0.0))),
+            first=written[0],
+            write=written[1],
+        )
+
+    least = await once()
+    for _ in range(_NUM_REPEATS - 1):
+        least = least.or_less(await once())
+    # what the further tokens took: a difference of the least of each, not the least of noisy differences
+    write = max((least.write - least.first) / (_NUM_WRITTEN - 1), least.write / _NUM_WRITTEN / 2)
+    return Copy(
+        num_layers=0,
+        seconds=replace(least, write=write),
         activation_bytes=round(sum(kept.values()) * share),
         frozen_bytes=0,
         num_params=info.num_params,
