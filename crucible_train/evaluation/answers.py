@@ -74,7 +74,7 @@ async def answer(
         )
         prompt = renderer.build_generation_prompt(question.messages, question.tools or None)
         (written,) = await client.sample(prompt, 1, params)
-        parsed = renderer.parse_response(written.tokens)
+        parsed = renderer.parse_response(written.tokens, question.messages)
         text = parsed.message.text
         scores = {name: scorer(text, question.reference) for name, scorer in scorers.items()}
         return Answer(question.row, text, parsed.termination.is_clean, len(written.tokens), scores)
