@@ -100,3 +100,12 @@ def test_the_installation_says_what_it_is_about_to_do(tmp_path: Path) -> None:
 def test_the_environment_is_activated_before_the_first_command_that_needs_it() -> None:
     lines = README.splitlines()
     assert lines.index("source .venv/bin/activate") < lines.index(next(x for x in lines if x.startswith("python -m ")))
+
+
+def test_the_table_of_renderings_is_what_its_record_says() -> None:
+    summary = json.loads((RESULTS / "rendering_speed.json").read_text())["summary"]
+    rows = {"question and answer, Qwen3": "questions", "three turns, Instruct-2507": "chats"}
+    sides = ("ours", "transformers", "tinker_cookbook", "renderers")
+    for title, workload in rows.items():
+        told = [f"{summary[workload][side]:.0f}" if side in summary[workload] else "" for side in sides]
+        assert f"| {title} | {' | '.join(told)} |".replace("|  |", "| |") in README

@@ -177,10 +177,10 @@ def test_no_text_becomes_a_control_token(renderer: Renderer, messages: list[Mess
 @given(messages=conversations(), name=TEXTS.filter(bool))
 @QUICK
 def test_no_role_or_name_becomes_a_control_token(renderer: Renderer, messages: list[Message], name: str) -> None:
+    assume(name not in {"system", "user", "assistant", "tool"})  # which may have headers of their own
     messages[-2] = Message(name, messages[-2].content, name=name)
     harmless = [*messages[:-2], Message("narrator", "x", name="x"), messages[-1]]
     if renderer.name in KNOWS_ROLES:
-        assume(name not in {"system", "user", "assistant", "tool"})
         with pytest.raises(RenderError, match=r"^message \d: role: "):
             renderer.build_supervised_example(messages)
         return
