@@ -137,16 +137,15 @@ class FastTokenizer:
             RenderError: a text holds half of a surrogate pair.
         """
         known = self._known
-        found = [known.get(text) for text in texts]
-        new = [text for text, ids in zip(texts, found, strict=True) if ids is None]
+        new = [text for text in dict.fromkeys(texts) if text not in known]
         if not new:
-            return [ids for ids in found if ids is not None]
-        made = self._encode_new(new)
+            return [known[text] for text in texts]
+        made = dict(zip(new, self._encode_new(new), strict=True))
+        found = [made[text] if text in made else known[text] for text in texts]
         if len(known) > _MAX_KNOWN:
-            known.clear()
-        known.update((text, ids) for text, ids in zip(new, made, strict=True) if len(text) <= _MAX_KNOWN_LENGTH)
-        rest = iter(made)
-        return [ids if ids is not None else next(rest) for ids in found]
+            self._known = known = {}
+        known.update((text, ids) for text, ids in made.items() if len(text) <= _MAX_KNOWN_LENGTH)
+        return found
 
     def _encode_new(self, texts: Sequence[str]) -> Sequence[npt.NDArray[np.int32]]:
         if self._may_write_controls:
