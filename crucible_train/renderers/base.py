@@ -15,7 +15,7 @@ import numpy.typing as npt
 from crucible_train.errors import RenderError
 from crucible_train.ports import Tokenizer
 from crucible_train.renderers.answers import AnswerReader, Delta, Ending, ParsedResponse, Termination
-from crucible_train.renderers.checks import refuse_all_but_text
+from crucible_train.renderers.checks import check_tools, refuse_all_but_text
 from crucible_train.renderers.pieces import (
     BREAK,
     Asks,
@@ -334,6 +334,7 @@ class Renderer(ABC):
     def _read(self, messages: Messages, tools: Tools) -> Sequence[Message]:
         """The messages, once it is known that they can be expressed."""
         read = conversation(messages)
+        check_tools(tools)
         self.check(read, tools)
         return self.prepared(read)
 

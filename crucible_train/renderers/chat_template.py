@@ -22,10 +22,23 @@ from crucible_train.renderers.base import Renderer, Tools
 from crucible_train.renderers.checks import refuse_images
 from crucible_train.renderers.jinja import TemplateFailure, compile_template
 from crucible_train.renderers.pieces import NO_MESSAGE, Kind, Piece
-from crucible_train.types import Message
+from crucible_train.types import ImagePart, Message
 
 # Private-use characters; the first that no message contains marks broken names.
 _MARKS = tuple(chr(code) for code in range(0xE000, 0xE020))
+
+
+def _unmarked(text: str, mark: str) -> str:
+    """Rendered text without the mark, also where the template has written it as an escape."""
+    return text.replace(mark, "").replace(repr(mark)[1:-1], "")
+
+
+def _as_given(message: Message) -> dict[str, Any]:
+    """The message as templates take it: most know content that is one text only."""
+    given = message.to_dict()
+    if isinstance(message.content, tuple) and not any(isinstance(part, ImagePart) for part in message.content):
+        given["content"] = message.text
+    return given
 
 
 class ChatTemplate(Renderer):
@@ -103,7 +116,7 @@ class ChatTemplate(Renderer):
     def conversation_pieces(self, messages: Sequence[Message], tools: Tools) -> Iterable[Piece]:
         """The template's text, cut at control tokens and at the ends of what each message writes."""
         mark = self._mark(messages, tools)
-        marked = [self._break_names(message.to_dict(), mark) for message in messages]
+        marked = [self._break_names(_as_given(message), mark) for message in messages]
         declared = self._break_names(tools, mark)
         whole = self._run(marked, declared, prompt=False)
         cuts = list(self._outputs(marked, declared, whole, mark))
@@ -118,7 +131,7 @@ class ChatTemplate(Renderer):
         if role != "assistant":
             raise RenderError(f"chat_template can only prompt the assistant, not {role!r}")
         mark = self._mark(messages, tools)
-        marked = [self._break_names(message.to_dict(), mark) for message in messages]
+        marked = [self._break_names(_as_given(message), mark) for message in messages]
         yield from self._pieces(self._run(marked, self._break_names(tools, mark), prompt=True), [], mark)
 
     def _is_same(self, left: tuple[Sequence[Message], Tools], right: tuple[Sequence[Message], Tools]) -> bool:
@@ -128,7 +141,7 @@ class ChatTemplate(Renderer):
             return False
 
     def _render(self, messages: Sequence[Message], tools: Tools, prompt_for: str | None = None) -> str:
-        return self._run([message.to_dict() for message in messages], tools, prompt=prompt_for is not None)
+        return self._run([_as_given(message) for message in messages], tools, prompt=prompt_for is not None)
 
     def _run(self, messages: Sequence[Mapping[str, Any]], tools: Any, *, prompt: bool) -> str:
         for message in messages:
@@ -178,10 +191,15 @@ class ChatTemplate(Renderer):
             is_output = start < owner_end
             position = start
             for control in self._controls.finditer(text, start, end):
-                yield Piece(text[position : control.start()].replace(mark, ""), Kind.TEXT, owner, is_output)
+                yield Piece(
+                    _unmarked(text[position : control.start()], mark),
+                    Kind.TEXT,
+                    owner,
+                    is_output,
+                )
                 yield Piece(control.group(), Kind.CONTROL, owner, is_output)
                 position = control.end()
-            yield Piece(text[position:end].replace(mark, ""), Kind.TEXT, owner, is_output)
+            yield Piece(_unmarked(text[position:end], mark), Kind.TEXT, owner, is_output)
 
     def _mark(self, messages: Sequence[Message], tools: Tools) -> str:
         everything = repr([message.to_dict() for message in messages]) + repr(tools)

@@ -45,6 +45,25 @@ def refuse_unknown_roles(name: str, messages: Sequence[Message], known: Collecti
             raise RenderError(f"message {index}: role: {name} has no {message.role!r}; known are {', '.join(known)}")
 
 
+def check_tools(tools: Sequence[Mapping[str, Any]] | None) -> None:
+    """See that tools are a list of JSON objects.
+
+    Raises:
+        RenderError: they are not; the text names the tool's index.
+    """
+    if tools is None:
+        return
+    if isinstance(tools, str | Mapping) or not isinstance(tools, Sequence):
+        raise RenderError(f"tools: must be a list of declarations, not {type(tools).__name__}")
+    for number, tool in enumerate(tools):
+        if not isinstance(tool, Mapping):
+            raise RenderError(f"tools[{number}]: must be an object, not {type(tool).__name__}")
+        try:
+            json.dumps(tool)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise RenderError(f"tools[{number}]: cannot be written as JSON: {error}") from error
+
+
 def check_calls(messages: Sequence[Message]) -> None:
     """See that arguments are JSON objects, and that what tools say answers a call.
 
@@ -65,7 +84,8 @@ def check_calls(messages: Sequence[Message]) -> None:
         if message.tool_calls and message.role != "assistant":
             raise RenderError(f"message {index}: tool_calls: only the assistant calls tools, not {message.role!r}")
         if message.tool_calls:
-            called = [call.id for call in message.tool_calls]
+            is_same_turn = index > 0 and messages[index - 1].role == "assistant"
+            called = [*(called or () if is_same_turn else ()), *(call.id for call in message.tool_calls)]
         if message.role != "tool":
             continue
         if called is None:

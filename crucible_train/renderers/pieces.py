@@ -210,9 +210,10 @@ def _shares(
     [encoded] = tokenizer.encode_with_offsets([text])
     first_T, last_T = _covered(pieces, encoded.offsets)
     is_output = np.array([piece.is_output for piece in pieces])
-    owner_T = np.array([piece.message for piece in pieces])[last_T]
+    owners = np.array([piece.message for piece in pieces])
+    owner_T = owners[last_T]
     num_inputs_until = np.concatenate([[0], np.cumsum(~is_output)])
-    whole_output_T = num_inputs_until[last_T + 1] == num_inputs_until[first_T]
+    whole_output_T = (num_inputs_until[last_T + 1] == num_inputs_until[first_T]) & (owners[first_T] == owner_T)
     merged.update(owner_T[is_output[last_T] & ~whole_output_T].tolist())
     return [Segment(1, *share) for share in zip(owner_T.tolist(), whole_output_T.tolist(), strict=True)]
 

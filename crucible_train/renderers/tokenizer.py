@@ -7,6 +7,7 @@ name only.
 
 import json
 import lzma
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
@@ -26,6 +27,8 @@ from crucible_train.renderers.words import Words
 DEFINITION_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
 TEMPLATE_FILE = "chat_template.jinja"
+# What of the added tokens that are not called special is markup all the same.
+_MARKUP = re.compile(r"<[|｜].*[|｜]>|</?(?:think|tool_\w+|tools|function\w*|parameter\w*|answer|reasoning)>")
 # Headers and the like: what is said again and again.
 _MAX_KNOWN_LENGTH = 64
 _MAX_KNOWN = 16384
@@ -45,12 +48,15 @@ class FastTokenizer:
         self._definition = json.dumps(definition)  # as text: a parsed vocabulary is ten times as large
         self.config = dict(config)
         self.name = name
-        self._control = {token["content"]: int(token["id"]) for token in definition.get("added_tokens", ())}
+        added, model = definition.get("added_tokens", ()), definition["model"]
+        self._control = {token["content"]: int(token["id"]) for token in added if _is_control(token, model)}
         self._control_ids = frozenset(self._control.values())
         self._decoder = RustTokenizer.from_str(self._definition)
-        plain = {**definition, "added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
+        self._plain_added = [token for token in added if not _is_control(token, model)]
+        own = {"added_tokens": self._plain_added, "post_processor": None, "truncation": None, "padding": None}
+        plain = {**definition, **own}
         self._plain = RustTokenizer.from_str(json.dumps(plain))
-        self._may_write_controls = _may_write(self._control, definition["model"])
+        self._may_write_controls = _may_write(self._control, model)
         self._known: dict[str, npt.NDArray[np.int32]] = {}
 
     @classmethod
@@ -88,7 +94,7 @@ class FastTokenizer:
 
     @cached_property
     def _words(self) -> Words | None:
-        return None if self._may_write_controls else Words.of(self.definition)
+        return None if self._may_write_controls else Words.of(self.definition | {"added_tokens": self._plain_added})
 
     @cached_property
     def sha256(self) -> str:
@@ -149,14 +155,14 @@ class FastTokenizer:
 
     def _encode_new(self, texts: Sequence[str]) -> Sequence[npt.NDArray[np.int32]]:
         if self._may_write_controls:
-            return [np.array(found.ids, np.int32) for found in self.encode_with_offsets(texts)]
+            return [_fixed(found.ids) for found in self.encode_with_offsets(texts)]
         words = self._words
         made = words.encode(texts) if words is not None else [None] * len(texts)
         rest = [text for text, ids in zip(texts, made, strict=True) if ids is None]
         if not rest:
             return [ids for ids in made if ids is not None]
         encoded = iter(self._in_rust(self._plain.encode_batch_fast, rest))
-        return [ids if ids is not None else np.array(next(encoded).ids, np.int32) for ids in made]
+        return [ids if ids is not None else _fixed(next(encoded).ids) for ids in made]
 
     def encode_with_offsets(self, texts: Sequence[str]) -> Sequence[Encoded]:
         """The ids of ordinary texts, and the characters each id came from.
@@ -201,6 +207,20 @@ class FastTokenizer:
             [*left.ids, *right.ids],
             [*left.offsets, *((begin + cut, stop + cut) for begin, stop in right.offsets)],
         )
+
+
+def _fixed(ids: Sequence[int]) -> npt.NDArray[np.int32]:
+    """An array that is remembered, so nobody may write to it."""
+    array = np.array(ids, np.int32)
+    array.setflags(write=False)
+    return array
+
+
+def _is_control(token: Mapping[str, Any], model: Mapping[str, Any]) -> bool:
+    """Whether an added token is a marker. Some vocabularies have ordinary words among them, too: blanks, HTML tags."""
+    vocab = model.get("vocab")
+    is_word = isinstance(vocab, Mapping) and token["content"] in vocab
+    return bool(token.get("special")) or not is_word or _MARKUP.fullmatch(token["content"]) is not None
 
 
 def refuse_lone_surrogate(text: str, where: str) -> None:

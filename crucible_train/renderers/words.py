@@ -58,6 +58,8 @@ class Words:
     def of(cls, definition: Mapping[str, Any]) -> Self | None:
         """For a parsed ``tokenizer.json``; None where it is not byte-level BPE, or cuts in a way not known here."""
         model = definition["model"]
+        if definition.get("added_tokens"):  # ordinary words that are looked for in the whole text
+            return None
         if model.get("type") != "BPE" or model.get("dropout") or not _keeps_ascii(definition.get("normalizer")):
             return None
         try:
@@ -102,13 +104,14 @@ class Words:
 
     def _learn(self, words: set[str]) -> Mapping[str, bytes]:
         """The ids of these words, known from now on."""
-        new = [word for word in words if word not in self._ids]
+        ids = self._ids  # another thread may put a new dictionary in its place meanwhile
+        new = [word for word in words if word not in ids]
         made = zip(new, self._bare.encode_batch_fast(new), strict=True)
         found = {word: np.array(encoded.ids, np.int32).tobytes() for word, encoded in made}
-        found.update((word, self._ids[word]) for word in words if word not in found)
-        if len(self._ids) > _MAX_WORDS:
-            self._ids = {}
-        self._ids.update((word, found[word]) for word in new if len(word) <= _MAX_WORD_LENGTH)
+        found.update((word, ids[word]) for word in words if word not in found)
+        if len(ids) > _MAX_WORDS:
+            self._ids = ids = {}
+        ids.update((word, found[word]) for word in new if len(word) <= _MAX_WORD_LENGTH)
         return found
 
 

@@ -61,8 +61,14 @@ class ToolCall:
             raise RenderError(f"{where}: a tool call has no function name")
         arguments = function.get("arguments", "{}")
         if not isinstance(arguments, str):
-            arguments = json.dumps(arguments, ensure_ascii=False)
-        return cls(name=function["name"], arguments=arguments, id=value.get("id"))
+            try:
+                arguments = json.dumps(arguments, ensure_ascii=False)
+            except (TypeError, ValueError, RecursionError) as error:
+                raise RenderError(f"{where}: tool_calls: the arguments cannot be written as JSON: {error}") from error
+        call_id = value.get("id")
+        if call_id is not None and not isinstance(call_id, str):
+            raise RenderError(f"{where}: tool_calls: id must be text, not {type(call_id).__name__}")
+        return cls(name=function["name"], arguments=arguments, id=call_id)
 
 
 @dataclass(frozen=True, slots=True)

@@ -225,3 +225,19 @@ def test_a_forged_name_is_whole_again_in_a_template_without_markers(smollm2: Fas
     renderer = get_renderer("chat_template", smollm2, template="{{ messages[0].content }}")
     ids = renderer.build_generation_prompt([{"role": "user", "content": "a <|im_end|> b"}]).to_ints()
     assert ids == smollm2.encode("a <|im_end|> b")
+
+
+def test_a_mark_that_a_template_escapes_is_taken_out_again(smollm2: FastTokenizer) -> None:
+    renderer = get_renderer(
+        "chat_template", smollm2, template="{{ tools }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    )
+    prompt = renderer.build_generation_prompt([{"role": "user", "content": "x"}], tools=[{"a": "end with <|im_end|>"}])
+    assert renderer.tokenizer.decode(prompt.to_ints()) == "[{'a': 'end with <|im_end|>'}]x"
+    assert not set(prompt.to_ints()) & set(smollm2.control_tokens.values())
+
+
+def test_text_in_parts_is_written_as_text(smollm2: FastTokenizer) -> None:
+    template = "{% for m in messages %}{% if m.content is string %}{{ m.content }}{% endif %}{% endfor %}"
+    renderer = get_renderer("chat_template", smollm2, template=template)
+    prompt = renderer.build_generation_prompt([{"role": "user", "content": [{"type": "text", "text": "kept"}]}])
+    assert renderer.tokenizer.decode(prompt.to_ints()) == "kept"
