@@ -61,7 +61,7 @@ def check_tools(tools: Sequence[Mapping[str, Any]] | None) -> None:
         try:
             json.dumps(tool)
         except (TypeError, ValueError, RecursionError) as error:
-            raise RenderError(f"tools[{number}]: cannot be written as JSON: {error}") from error
+            raise RenderError(f"tools[{number}]: not JSON: {error}") from error
 
 
 def check_calls(messages: Sequence[Message]) -> None:

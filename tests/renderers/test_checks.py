@@ -21,8 +21,8 @@ for _ in range(100_000):
         (5, "tools: must be a list"),
         ({"a": 1}, "tools: must be a list"),
         (["x"], r"tools\[0\]: must be an object"),
-        ([{"a": {1}}], r"tools\[0\]: cannot be written"),
-        ([NESTED], r"tools\[0\]: cannot be written"),
+        ([{"a": {1}}], r"tools\[0\]: not JSON"),
+        ([NESTED], r"tools\[0\]: not JSON"),
     ],
     ids=["number", "object", "text", "set", "nested"],
 )

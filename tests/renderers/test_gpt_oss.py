@@ -159,7 +159,7 @@ def test_what_cannot_be_rendered_is_refused_by_place(renderer: Renderer, message
 @pytest.mark.parametrize(
     ("tool", "error"),
     [
-        ("f", "must have a function with a name"),
+        ("f", "must be an object"),
         ({"function": {}}, "must have a function with a name"),
         ({"function": {"name": "f", "description": 1}}, "function.description must be text, not int"),
         ({"function": {"name": "f", "parameters": "x"}}, "function.parameters must be a JSON schema, not str"),

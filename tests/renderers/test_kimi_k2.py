@@ -288,7 +288,7 @@ def test_tools_are_compact_and_sorted(renderer: Renderer) -> None:
         '<|im_system|>tool_declare<|im_middle|>[{"function":{"name":"get_weather","parameters":'
         '{"a":[1],"city":"São Paulo"}},"type":"function"}]<|im_end|><|im_system|>system<|im_middle|>You are Kimi'
     )
-    with pytest.raises(RenderError, match="tools: not JSON"):
+    with pytest.raises(RenderError, match=r"tools\[0\]: not JSON"):
         renderer.build_generation_prompt([USER], [{"function": {1, 2}}])
 
 
