@@ -64,8 +64,12 @@ class TrainingClient(Protocol):
     async def forward_backward(self, datums: Sequence[Datum], loss: Loss) -> StepOutput:
         """Add the gradient of ``loss`` over ``datums`` to what has been gathered."""
 
-    async def forward(self, datums: Sequence[Datum], loss: Loss) -> StepOutput:
-        """Compute ``loss`` over ``datums`` without a gradient."""
+    async def forward(self, datums: Sequence[Datum], loss: Loss, *, with_adapter: bool = True) -> StepOutput:
+        """Compute ``loss`` over ``datums`` without a gradient; without the adapter, as the base model would.
+
+        Raises:
+            TrainingError: it failed, or there is no adapter to switch off.
+        """
 
     async def optim_step(self, adam: AdamParams) -> Mapping[str, float]:
         """Take one AdamW step with the gathered gradient and clear it. Reports ``grad_norm``, before clipping."""

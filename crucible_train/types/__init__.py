@@ -4,7 +4,19 @@ from crucible_train.types.artifact import ArtifactRef
 from crucible_train.types.datum import Datum, TensorData, TokensWithLogprobs
 from crucible_train.types.estimate import Estimate
 from crucible_train.types.hardware import Hardware
-from crucible_train.types.loss import AdamParams, CrossEntropy, CustomLoss, Loss
+from crucible_train.types.loss import (
+    CISPO,
+    DRO,
+    GSPO,
+    PPO,
+    AdamParams,
+    CrossEntropy,
+    CustomLoss,
+    ImportanceSampling,
+    KLEstimator,
+    Loss,
+    PolicyLoss,
+)
 from crucible_train.types.messages import (
     Conversation,
     ImagePart,
@@ -18,6 +30,10 @@ from crucible_train.types.model_input import EncodedTextChunk, ImageChunk, Model
 from crucible_train.types.sampling import SamplingParams
 
 __all__ = [
+    "CISPO",
+    "DRO",
+    "GSPO",
+    "PPO",
     "AdamParams",
     "ArtifactRef",
     "Conversation",
@@ -29,9 +45,12 @@ __all__ = [
     "Hardware",
     "ImageChunk",
     "ImagePart",
+    "ImportanceSampling",
+    "KLEstimator",
     "Loss",
     "Message",
     "ModelInput",
+    "PolicyLoss",
     "SamplingParams",
     "TensorData",
     "TextPart",

@@ -2,12 +2,102 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
+
+KLEstimator = Literal["k1", "k3"]
 
 
 @dataclass(frozen=True, slots=True)
 class CrossEntropy:
     """``-sum_n w_n * logp_n`` over ``target_tokens`` with ``weights``, both of shape (N,)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyLoss:
+    """What the losses of reinforcement learning share.
+
+    A datum gives, each of shape (N,): ``target_tokens``; ``logprobs``, those of the policy that sampled them;
+    ``advantages``; and ``weights``, by which each position's loss is multiplied. Without ``weights`` every position
+    whose advantage is not 0 counts once. With ``kl_coef`` above 0, ``kl_coef`` times the estimate of the divergence
+    from ``reference_logprobs`` is added at each position: with d = logp - logp_ref,
+
+        k1 = d                     unbiased, but its gradient is not that of the divergence: better in the advantage
+        k3 = exp(-d) - 1 + d       never negative (Schulman, "Approximating KL divergence", 2020)
+
+    Notation of the formulas: r = exp(logp - logprobs), A the advantage; sums run over positions.
+    """
+
+    kl_coef: float = 0.0
+    kl_estimator: KLEstimator = "k3"
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if self.kl_coef < 0:
+            raise ValueError(f"kl_coef must be 0 or more, not {self.kl_coef}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImportanceSampling(PolicyLoss):
+    """``-sum r A``: at r = 1 its gradient is that of REINFORCE (Williams, 1992)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Clipped(PolicyLoss):
+    clip_low: float = 0.8
+    clip_high: float = 1.2
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        super(_Clipped, self).__post_init__()
+        if not 0 <= self.clip_low <= self.clip_high:
+            raise ValueError(f"0 <= clip_low <= clip_high is needed, not {self.clip_low} and {self.clip_high}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PPO(_Clipped):
+    """``-sum min(r A, clip(r, clip_low, clip_high) A)`` (Schulman et al., arXiv 1707.06347).
+
+    The bounds are of the ratio itself; infinity is allowed above.
+    """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CISPO(_Clipped):
+    """``-sum stopgrad(clip(r, clip_low, clip_high)) logp A`` (MiniMax-M1, arXiv 2506.13585).
+
+    No position loses its gradient. A ``clip_low`` above 0 can let the divergence run away: it keeps weight on answers
+    that the policy has left.
+    """
+
+    clip_low: float = 0.0
+    clip_high: float = 4.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DRO(PolicyLoss):
+    """``-sum (logp A - beta/2 (logp - logprobs)^2)`` (Richemond et al., arXiv 2405.19107)."""
+
+    beta: float = 0.05
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        super(DRO, self).__post_init__()
+        if self.beta < 0:
+            raise ValueError(f"beta must be 0 or more, not {self.beta}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GSPO(_Clipped):
+    """``-sum min(s A, clip(s, clip_low, clip_high) A)`` (Zheng et al., arXiv 2507.18071), one ratio a sequence.
+
+        s_n = stopgrad(s) exp(logp_n - stopgrad(logp_n)),    s = exp(mean over the sequence of (logp - logprobs))
+
+    The mean runs over the datum's positions whose ``sequence_ratio_mask`` (N,) is not 0; without one, over those that
+    count. The default bounds are the paper's.
+    """
+
+    clip_low: float = 1 - 3e-4
+    clip_high: float = 1 + 4e-4
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +111,7 @@ class CustomLoss:
     function: Callable[[Sequence[Any], Sequence[Mapping[str, Any]]], tuple[Any, Mapping[str, float]]]
 
 
-Loss = CrossEntropy | CustomLoss
+Loss = CrossEntropy | ImportanceSampling | PPO | CISPO | DRO | GSPO | CustomLoss
 
 
 @dataclass(frozen=True, slots=True)

@@ -159,7 +159,7 @@ def test_cancelled_while_a_save_is_written_it_ends_that_save_and_does_not_repeat
 def test_a_step_that_fails_while_a_save_fails_is_reported_and_the_state_is_saved(
     trial: Any, outcome: Any, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write, train_pass, num_passes, has_failed = checkpoints.write_checkpoint, LocalBackend._cross_entropy, [], []
+    write, train_pass, num_passes, has_failed = checkpoints.write_checkpoint, LocalBackend._sum_over, [], []
 
     def slow_and_full(folder: Path, *args: Any) -> str:
         if not has_failed:
@@ -176,7 +176,7 @@ def test_a_step_that_fails_while_a_save_fails_is_reported_and_the_state_is_saved
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints, "write_checkpoint", slow_and_full)
-        patch.setattr(LocalBackend, "_cross_entropy", fails_in_step_5)
+        patch.setattr(LocalBackend, "_sum_over", fails_in_step_5)
         failing = trial(EVERY_3)
         with pytest.raises(TrainingError, match="out of memory"):
             failing.run()
@@ -237,7 +237,7 @@ def test_a_step_that_fails_stops_the_run_at_the_last_good_state(
     assert_ends_alike(trial, outcome, undisturbed)
 
 
-@pytest.mark.parametrize("method", ["_cross_entropy", "_step"])
+@pytest.mark.parametrize("method", ["_sum_over", "_step"])
 def test_an_engine_that_fails_stops_the_run_at_the_last_good_state(
     method: str, trial: Any, outcome: Any, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

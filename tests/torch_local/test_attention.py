@@ -14,6 +14,7 @@ from crucible_train.adapters.torch_local.backend import LocalBackend
 from crucible_train.adapters.torch_local.cache import StepLayout
 from crucible_train.adapters.torch_local.stream import Scored, TokenStream, build_stream
 from crucible_train.errors import ModelError
+from crucible_train.losses import LOSSES
 from crucible_train.types import CrossEntropy, Datum
 
 WIDTH = 8
@@ -166,7 +167,7 @@ def test_a_sequence_never_feels_its_neighbours(
         output = asyncio.run(backend.forward([datum(tokens) for tokens in sequences], CrossEntropy()))
         return [found.tobytes() for found in output.logprobs_D]
 
-    assert len(list(backend._streams([datum(tokens) for tokens in sequences]))) == 1
+    assert len(list(backend._streams([datum(tokens) for tokens in sequences], LOSSES[CrossEntropy]))) == 1
     before = logprobs()
     for changed, tokens in enumerate(sequences):
         for place in range(1, tokens.size, 2):

@@ -16,8 +16,10 @@ from crucible_train.adapters.torch_local.stream import (
     micro_batches,
     scored,
 )
-from crucible_train.types import Datum, ModelInput, TensorData
+from crucible_train.losses import LOSSES
+from crucible_train.types import CrossEntropy, Datum, ModelInput, TensorData
 
+CROSS_ENTROPY = LOSSES[CrossEntropy]
 QUICK = settings(max_examples=100, deadline=None, derandomize=True)
 
 
@@ -161,12 +163,12 @@ def test_streams_are_the_same_whatever_the_order_of_the_sequences() -> None:
 def test_nothing_after_the_last_weight_is_computed() -> None:
     tokens, weights = np.arange(10), np.zeros(10, np.float32)
     weights[[2, 5]] = 0.5, -1.5
-    item = scored(3, make_datum(tokens, tokens + 1, weights))
+    item = scored(3, make_datum(tokens, tokens + 1, weights), CROSS_ENTROPY)
     assert item.tokens_N.tolist() == [0, 1, 2, 3, 4, 5]
     assert item.places_S.tolist() == [2, 5]
     assert item.targets_S.tolist() == [3, 6]
     assert item.weights_S.tolist() == [0.5, -1.5]
-    assert micro_batches([scored(0, make_datum(tokens, tokens, np.zeros(10)))], 100) == []
+    assert micro_batches([scored(0, make_datum(tokens, tokens, np.zeros(10)), CROSS_ENTROPY)], 100) == []
 
 
 def make_datum(tokens: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> Datum:
@@ -179,4 +181,4 @@ def test_a_datum_that_lacks_an_input_is_named(missing: str) -> None:
     datum = make_datum(np.arange(4), np.arange(4), np.ones(4))
     partial = Datum(datum.model_input, {k: v for k, v in datum.loss_fn_inputs.items() if k != missing})
     with pytest.raises(ValueError, match=f"datum 7 has no '{missing}'"):
-        scored(7, partial)
+        scored(7, partial, CROSS_ENTROPY)

@@ -22,15 +22,17 @@ from crucible_train import checkpoints, files
 from crucible_train.adapters.torch_local import sampler
 from crucible_train.adapters.torch_local.attention import FlexLayout, Layout, LoopLayout, compiled_flex_attention
 from crucible_train.adapters.torch_local.hardware import torch_device
-from crucible_train.adapters.torch_local.loading import EngineModel, Lora, hidden_states, load
-from crucible_train.adapters.torch_local.loss_head import gradient_of, logprobs, weighted_logprobs
+from crucible_train.adapters.torch_local.loading import EngineModel, Lora, load
+from crucible_train.adapters.torch_local.loss_head import gradient_of
 from crucible_train.adapters.torch_local.memory import give_back_memory
 from crucible_train.adapters.torch_local.modules import trainable
+from crucible_train.adapters.torch_local.passes import stream_loss
 from crucible_train.adapters.torch_local.state import adamw, restore, take_snapshot
 from crucible_train.adapters.torch_local.stream import TokenStream, micro_batches, scored
 from crucible_train.adapters.torch_local.training_mode import TrainingMode
 from crucible_train.adapters.torch_local.worker import Worker
 from crucible_train.errors import CheckpointError, CrucibleError, TrainingError
+from crucible_train.losses import LossFunction, loss_function
 from crucible_train.ports import ModelInfo, StepOutput, Tokenizer
 from crucible_train.types import (
     AdamParams,
@@ -119,11 +121,11 @@ class LocalBackend:
 
     async def forward_backward(self, datums: Sequence[Datum], loss: Loss) -> StepOutput:
         """Add the gradient of ``loss`` over ``datums`` to what has been gathered."""
-        return await self._compute(self._pass, datums, loss, True)
+        return await self._compute(self._pass, datums, loss, True, True)
 
-    async def forward(self, datums: Sequence[Datum], loss: Loss) -> StepOutput:
+    async def forward(self, datums: Sequence[Datum], loss: Loss, *, with_adapter: bool = True) -> StepOutput:
         """Compute ``loss`` over ``datums`` without a gradient."""
-        return await self._compute(self._pass, datums, loss, False)
+        return await self._compute(self._pass, datums, loss, False, with_adapter)
 
     async def optim_step(self, adam: AdamParams) -> Mapping[str, float]:
         """Take one AdamW step with the gathered gradient and clear it."""
@@ -249,13 +251,12 @@ class LocalBackend:
         self._abandoned = abandoned
         return function(*args)
 
-    def _pass(self, datums: Sequence[Datum], loss: Loss, with_gradient: bool) -> StepOutput:
+    def _pass(self, datums: Sequence[Datum], loss: Loss, with_gradient: bool, with_adapter: bool) -> StepOutput:
         try:
-            match loss:
-                case CrossEntropy():
-                    return self._cross_entropy(datums, with_gradient)
-                case CustomLoss():
+            with self._adapter(is_on=with_adapter):
+                if isinstance(loss, CustomLoss):
                     return self._custom(datums, loss, with_gradient)
+                return self._sum_over(datums, loss, with_gradient)
         except Exception as error:
             if with_gradient:
                 self._clear_gradients()
@@ -263,32 +264,26 @@ class LocalBackend:
                 raise
             raise TrainingError(f"a pass over {len(datums)} sequences failed: {error}") from error
 
-    def _cross_entropy(self, datums: Sequence[Datum], with_gradient: bool) -> StepOutput:
+    def _adapter(self, *, is_on: bool) -> contextlib.AbstractContextManager[None]:
+        if is_on:
+            return contextlib.nullcontext()
+        if self._model.peft is None:
+            raise TrainingError("all weights are trained: there is no adapter to switch off")
+        return self._model.peft.disable_adapter()
+
+    def _sum_over(self, datums: Sequence[Datum], loss: Loss, with_gradient: bool) -> StepOutput:
+        function = loss_function(loss)
         found_D = [np.zeros(datum.num_tokens, np.float32) for datum in datums]
         total = 0.0
         mode = self._training.on(self._num_steps(), self._num_backwards) if with_gradient else contextlib.nullcontext()
         with mode, torch.set_grad_enabled(with_gradient):
-            for stream in self._streams(datums):
+            for stream in self._streams(datums, function):
                 with self._model.attention.using(self._layout(stream)):
-                    loss, logprobs_S = self._stream_loss(stream, with_gradient)
-                total += loss
+                    value, logprobs_S = stream_loss(self._model, stream, loss, function, with_gradient=with_gradient)
+                total += value
                 _scatter(found_D, stream, logprobs_S)
         self._num_backwards += with_gradient
         return StepOutput(total, found_D)
-
-    def _stream_loss(self, stream: TokenStream, with_gradient: bool) -> tuple[float, np.ndarray]:
-        """``-sum_s w_s logp_s`` of one micro-batch, and the log-probabilities; all else is freed on return."""
-        device = torch_device(self._settings.hardware)
-        arrays = (stream.tokens_T, stream.positions_T, stream.rows_S, stream.targets_S)
-        tokens, positions, rows, targets = (torch.from_numpy(array).to(device) for array in arrays)
-        hidden = hidden_states(self._model, tokens, positions)[rows]
-        if with_gradient:
-            weights = torch.from_numpy(stream.weights_S).to(device)
-            loss, found = weighted_logprobs(hidden, self._model.head, targets, weights)
-            loss.backward()
-            return float(loss.detach()), found.cpu().numpy()
-        logprobs_S = logprobs(hidden, self._model.head, targets).cpu().numpy()
-        return -float(logprobs_S.astype(np.float64) @ stream.weights_S), logprobs_S
 
     def _custom(self, datums: Sequence[Datum], loss: CustomLoss, with_gradient: bool) -> StepOutput:
         """Any function of the log-probabilities: one pass finds them, its derivative weighs a second one.
@@ -296,7 +291,7 @@ class LocalBackend:
         The loss depends on the weights through the log-probabilities alone, so its gradient is that of the weighted
         sum with the weights -dloss/dlogp.
         """
-        first = self._cross_entropy(datums, with_gradient=False)
+        first = self._sum_over(datums, CrossEntropy(), with_gradient=False)
         inputs_D = [{k: torch.from_numpy(v.to_numpy()) for k, v in d.loss_fn_inputs.items()} for d in datums]
         with torch.enable_grad():
             logprobs_D = [torch.from_numpy(found.copy()).requires_grad_() for found in first.logprobs_D]
@@ -308,11 +303,11 @@ class LocalBackend:
                 datum_with_weights(datum, np.zeros(0) if x.grad is None else -x.grad.numpy())
                 for datum, x in zip(datums, logprobs_D, strict=True)
             ]
-            self._cross_entropy(weighted, with_gradient=True)
+            self._sum_over(weighted, CrossEntropy(), with_gradient=True)
         return StepOutput(float(value.detach()), first.logprobs_D, dict(metrics))
 
-    def _streams(self, datums: Sequence[Datum]) -> Iterator[TokenStream]:
-        items = [scored(index, datum) for index, datum in enumerate(datums)]
+    def _streams(self, datums: Sequence[Datum], function: LossFunction) -> Iterator[TokenStream]:
+        items = [scored(index, datum, function) for index, datum in enumerate(datums)]
         if self._model.joins_segments:
             streams = micro_batches(items, self._settings.max_tokens(self._lora))
         else:

@@ -3,9 +3,9 @@
     logp_s = z[s, target_s] - log sum_v exp z[s, v],    z = hidden_S W^T
 
 Logits exist for a chunk of positions at a time, at most ``MAX_CHUNK_BYTES`` of them whatever the vocabulary, in buffers
-that are used again. Where the loss is ``-sum_s w_s logp_s`` with weights known beforehand, its gradient
+that are used again. Where what a position adds to the loss depends on its own log-probability alone, its gradient
 
-    dz[s, v] = w_s (softmax(z_s)[v] - [v = target_s])
+    dz[s, v] = w_s (softmax(z_s)[v] - [v = target_s]),    w_s = -dloss/dlogp_s
 
 is formed in the same chunk, so that a frozen head costs two matrix products and a trained one three; a trained head's
 gradient goes straight into ``weight.grad``, with no table of its own. Where the loss is any other function of the
@@ -14,7 +14,7 @@ log-probabilities, a second pass computes the chunk again once dloss/dlogp is kn
 Axes: S scored positions, V vocabulary, X hidden width.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,8 @@ import torch
 from torch import Tensor
 
 MAX_CHUNK_BYTES = 48 << 20
+Weigh = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
+"""From the log-probabilities of some rows, and which rows they are: their loss, and ``-dloss/dlogp`` of each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +42,23 @@ class Head:
 
 
 def weighted_logprobs(hidden_SX: Tensor, head: Head, targets_S: Tensor, weights_S: Tensor) -> tuple[Tensor, Tensor]:
-    """``-sum_s w_s logp_s`` and the log-probabilities (no gradient), both float32.
+    """``-sum_s w_s logp_s`` and the log-probabilities (no gradient), both float32: ``weighed_logprobs`` of it."""
+
+    def weigh(logprobs: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+        weights = weights_S[rows]
+        return -(logprobs * weights).sum(), weights
+
+    return weighed_logprobs(hidden_SX, head, targets_S, weigh)
+
+
+def weighed_logprobs(hidden_SX: Tensor, head: Head, targets_S: Tensor, weigh: Weigh) -> tuple[Tensor, Tensor]:
+    """The loss that ``weigh`` gives and the log-probabilities (no gradient), both float32.
 
     The gradient is formed here, for a backward pass that starts from this very loss: a trained head's is added to
     ``head.weight.grad`` at once.
     """
     anchor = hidden_SX if hidden_SX.requires_grad else head.weight
-    return _Weighted.apply(hidden_SX, anchor, head, targets_S, weights_S)
+    return _Weighed.apply(hidden_SX, anchor, head, targets_S, weigh)
 
 
 def logprobs(hidden_SX: Tensor, head: Head, targets_S: Tensor) -> Tensor:
@@ -57,26 +69,29 @@ def logprobs(hidden_SX: Tensor, head: Head, targets_S: Tensor) -> Tensor:
     return _Logprobs.apply(hidden_SX, anchor, head, targets_S)
 
 
-class _Weighted(torch.autograd.Function):
+class _Weighed(torch.autograd.Function):
     """The second argument only ties the result to the graph where the hidden states have no gradient."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, _anchor: Tensor, head: Head, targets: Tensor, weights: Tensor
+        ctx: Any, hidden: Tensor, _anchor: Tensor, head: Head, targets: Tensor, weigh: Weigh
     ) -> tuple[Tensor, Tensor]:
         grads = _Gradients(hidden, head, needs_hidden=ctx.needs_input_grad[0])
         out = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         for chunk in _chunks(hidden, head):
             out[chunk.rows] = chunk.normalise(targets)
+            loss, weights = weigh(out[chunk.rows], chunk.rows)
+            total += loss
             grads.add(chunk, targets, weights)
         ctx.hidden_grad = grads.hidden
         ctx.mark_non_differentiable(out)
-        return -(out * weights).sum(), out
+        return total, out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         if float(grad) != 1.0:
-            raise RuntimeError("the gradient of weighted_logprobs was formed for a backward pass that starts from it")
+            raise RuntimeError("the gradient of weighed_logprobs was formed for a backward pass that starts from it")
         hidden_grad, ctx.hidden_grad = ctx.hidden_grad, None
         return hidden_grad, None, None, None, None
 
@@ -99,7 +114,7 @@ class _Logprobs(torch.autograd.Function):
         grads = _Gradients(hidden, ctx.head, needs_hidden=ctx.needs_input_grad[0])
         for chunk in _chunks(hidden, ctx.head):
             chunk.normalise(targets)
-            grads.add(chunk, targets, -grad)
+            grads.add(chunk, targets, -grad[chunk.rows])
         return grads.hidden, None, None, None
 
 
@@ -132,11 +147,11 @@ class _Gradients:
         self._head = head
         self.hidden = torch.empty_like(hidden) if needs_hidden else None
 
-    def add(self, chunk: _Chunk, targets_S: Tensor, weights_S: Tensor) -> None:
-        """Turn a normalised chunk into its gradient, in place, and add the products."""
+    def add(self, chunk: _Chunk, targets_S: Tensor, weights: Tensor) -> None:
+        """Turn a normalised chunk into its gradient, in place, and add the products; ``weights`` are its rows'."""
         assert chunk.total is not None
         rows, head = chunk.rows, self._head
-        weights = weights_S[rows, None]
+        weights = weights[:, None]
         dz = chunk.logits.mul_(weights / chunk.total)
         dz.scatter_add_(1, targets_S[rows, None], -weights)
         if chunk.slope is not None:

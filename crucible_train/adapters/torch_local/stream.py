@@ -10,13 +10,14 @@ is computed once, and supervised examples, preference pairs and groups of rollou
 Axes: T positions of the stream, S scored positions, D datums, N positions of one datum.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
+from crucible_train.losses import LossFunction
 from crucible_train.types import Datum
 
 NO_PARENT = -1
@@ -53,6 +54,7 @@ class TokenStream:
         weights_S: how much that counts.
         datum_S: which datum the score belongs to.
         place_S: at which of the datum's positions.
+        inputs_S: what else the loss reads of each score, by name.
     """
 
     tokens_T: Ints
@@ -63,6 +65,7 @@ class TokenStream:
     weights_S: npt.NDArray[np.float32]
     datum_S: Ints
     place_S: Ints
+    inputs_S: Mapping[str, npt.NDArray[np.float32]]
 
     @property
     def num_tokens(self) -> int:
@@ -79,27 +82,48 @@ class Scored:
     places_S: Ints
     targets_S: Ints
     weights_S: npt.NDArray[np.float32]
+    inputs_S: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
 
 
-def scored(index: int, datum: Datum) -> Scored:
-    """Take from a datum what the loss needs: targets and weights at the positions whose weight is not 0.
+def scored(index: int, datum: Datum, function: LossFunction) -> Scored:
+    """Take from a datum what the loss needs, at the positions that count.
 
     Raises:
-        ValueError: the datum lacks targets or weights, or they do not have one axis.
+        ValueError: the datum lacks an input of the loss, or one of them does not have one axis.
     """
-    try:
-        targets = datum.loss_fn_inputs["target_tokens"].to_numpy()
-        weights = datum.loss_fn_inputs["weights"].to_numpy()
-    except KeyError as missing:
-        raise ValueError(f"datum {index} has no {missing}") from None
-    if targets.ndim != 1 or weights.ndim != 1:
-        raise ValueError(f"datum {index}: target_tokens and weights must have shape (N,)")
-    places = np.flatnonzero(weights)
+    given = datum.loss_fn_inputs
+    missing = [name for name in ("target_tokens", *function.required) if name not in given]
+    if missing:
+        raise ValueError(f"datum {index} has no {missing[0]!r}")
+    names = [name for name in (*function.required, *function.optional) if name in given and name != "weights"]
+    for name in ("target_tokens", "weights", *names):
+        if name in given and len(given[name].shape) != 1:
+            raise ValueError(f"datum {index}: {name} must have shape (N,), not {given[name].shape}")
+    weights = _weights(datum, function)
+    counts = weights != 0
+    for name in function.also_scored:
+        if name in given:
+            counts |= given[name].to_numpy() != 0
+    places = np.flatnonzero(counts)
     end = int(places[-1]) + 1 if places.size else 0
-    tokens = datum.model_input.to_array()[:end].astype(np.int64)
     return Scored(
-        index, tokens, places, targets[places].astype(np.int64), weights[places].astype(np.float32, copy=False)
+        index,
+        datum.model_input.to_array()[:end].astype(np.int64),
+        places,
+        given["target_tokens"].to_numpy()[places].astype(np.int64),
+        weights[places].astype(np.float32, copy=False),
+        {name: given[name].to_numpy()[places].astype(np.float32, copy=False) for name in names},
     )
+
+
+def _weights(datum: Datum, function: LossFunction) -> npt.NDArray[np.float32]:
+    """How much each position counts: as the datum says, or once where the loss counts it."""
+    given = datum.loss_fn_inputs
+    if "weights" in given:
+        return given["weights"].to_numpy().astype(np.float32, copy=False)
+    if function.counted_by is None:
+        return np.ones(datum.num_tokens, np.float32)
+    return (given[function.counted_by].to_numpy() != 0).astype(np.float32)
 
 
 def build_stream(items: Sequence[Scored], *, share: bool = True) -> TokenStream:
@@ -166,6 +190,7 @@ class _Builder:
             weights_S=np.concatenate([item.weights_S for item in items]).astype(np.float32),
             datum_S=_joined([np.full(item.places_S.size, item.index) for item in items]),
             place_S=_joined([item.places_S for item in items]),
+            inputs_S={name: np.concatenate([item.inputs_S[name] for item in items]) for name in _shared_names(items)},
         )
 
     def _segment(self, items: Sequence[Scored], begin: int, end: int, parent: int) -> int:
@@ -176,6 +201,20 @@ class _Builder:
         for item in items:
             self.rows[item.index].append(np.arange(start, self.num_tokens))
         return len(self.segments) - 1
+
+
+def _shared_names(items: Sequence[Scored]) -> Sequence[str]:
+    """The inputs of the sequences.
+
+    Raises:
+        ValueError: one has an input that another lacks.
+    """
+    names = tuple(items[0].inputs_S) if items else ()
+    for item in items:
+        if tuple(item.inputs_S) != names:
+            differing = sorted(set(names) ^ set(item.inputs_S))
+            raise ValueError(f"datums {items[0].index} and {item.index}: only one of them has {differing[0]!r}")
+    return names
 
 
 def _joined(arrays: Sequence[Ints]) -> Ints:

@@ -1,0 +1,48 @@
+"""A forward (and backward) pass over one stream: hidden states, the loss head, the loss.
+
+Axes: S scored positions.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from crucible_train.adapters.torch_local.loading import EngineModel, hidden_states
+from crucible_train.adapters.torch_local.loss_head import logprobs, weighed_logprobs
+from crucible_train.adapters.torch_local.stream import TokenStream
+from crucible_train.losses import LossFunction
+from crucible_train.types import CustomLoss, Loss
+
+
+def stream_loss(
+    model: EngineModel, stream: TokenStream, loss: Loss, function: LossFunction, *, with_gradient: bool
+) -> tuple[float, np.ndarray]:
+    """The loss of one micro-batch and its log-probabilities; all else is freed on return. The layout must be set."""
+    assert not isinstance(loss, CustomLoss)
+    device = model.causal.device
+    arrays = (stream.tokens_T, stream.positions_T, stream.rows_S, stream.targets_S, stream.datum_S, stream.weights_S)
+    tokens, positions, rows, targets, datum_S, weights_S = (torch.from_numpy(x).to(device) for x in arrays)
+    inputs = {name: torch.from_numpy(values).to(device) for name, values in stream.inputs_S.items()}
+    hidden = hidden_states(model, tokens, positions)[rows]
+
+    def loss_of(logprobs_S: Tensor, rows: slice) -> Tensor:
+        some = {name: values[rows] for name, values in inputs.items()}
+        return (function.per_position(loss, logprobs_S, some, datum_S[rows]) * weights_S[rows]).sum()
+
+    def weigh(logprobs_S: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            leaf = logprobs_S.detach().requires_grad_()
+            value = loss_of(leaf, rows)
+            (slope,) = torch.autograd.grad(value, leaf)
+        return value.detach(), slope.neg_()
+
+    if not with_gradient:
+        found = logprobs(hidden, model.head, targets)
+        return float(loss_of(found, slice(None))), found.cpu().numpy()
+    if function.scope == "token":
+        value, found = weighed_logprobs(hidden, model.head, targets, weigh)
+    else:
+        found = logprobs(hidden, model.head, targets)
+        value = loss_of(found, slice(None))
+    value.backward()
+    return float(value.detach()), found.detach().cpu().numpy()

@@ -1,0 +1,39 @@
+"""What each loss computes: pure torch, one signature, one table.
+
+A loss function gets a loss value, the log-probabilities of S positions, what their datums say of them and which datum
+each belongs to; it gives one number a position, which the engine multiplies by the position's weight and sums.
+Gradients flow through the log-probabilities alone.
+
+Axes: S scored positions.
+"""
+
+from collections.abc import Mapping
+
+from crucible_train.errors import ConfigError
+from crucible_train.losses import cispo, cross_entropy, dro, gspo, importance_sampling, ppo
+from crucible_train.losses.base import LossFunction
+from crucible_train.types import CISPO, DRO, GSPO, PPO, CrossEntropy, ImportanceSampling, Loss
+
+LOSSES: Mapping[type, LossFunction] = {
+    CrossEntropy: cross_entropy.FUNCTION,
+    ImportanceSampling: importance_sampling.FUNCTION,
+    PPO: ppo.FUNCTION,
+    CISPO: cispo.FUNCTION,
+    DRO: dro.FUNCTION,
+    GSPO: gspo.FUNCTION,
+}
+
+
+def loss_function(loss: Loss) -> LossFunction:
+    """What computes a loss value.
+
+    Raises:
+        ConfigError: nothing does.
+    """
+    found = LOSSES.get(type(loss))
+    if found is None:
+        raise ConfigError(f"loss: {type(loss).__name__} is unknown; known are {', '.join(k.__name__ for k in LOSSES)}")
+    return found
+
+
+__all__ = ["LOSSES", "LossFunction", "loss_function"]

@@ -1,0 +1,66 @@
+"""The one signature of losses, and what those of reinforcement learning share."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from crucible_train.types import PolicyLoss
+
+Inputs = Mapping[str, Tensor]
+PerPosition = Callable[[Any, Tensor, Inputs, Tensor], Tensor]
+"""(loss value, logprobs_S, inputs by name each (S,), datum_S) -> loss_S."""
+
+
+@dataclass(frozen=True, slots=True)
+class LossFunction:
+    """How a loss is computed and what it needs.
+
+    Attributes:
+        per_position: the function.
+        scope: ``token`` where a position's loss depends on that position alone, so that its gradient can be formed with
+            the logits at hand; ``datum`` where it depends on the whole datum.
+        required: the inputs a datum must have besides ``target_tokens``.
+        optional: those it may have besides ``weights``.
+        also_scored: inputs whose values other than 0 mark positions that the loss reads whatever their weight.
+        counted_by: the input whose values other than 0 say which positions count where there are no ``weights``; None
+            counts all.
+    """
+
+    per_position: PerPosition
+    scope: Literal["token", "datum"]
+    required: tuple[str, ...]
+    optional: tuple[str, ...] = ()
+    counted_by: str | None = None
+    also_scored: tuple[str, ...] = ()
+
+
+POLICY_INPUTS = ("logprobs", "advantages")
+REFERENCE = "reference_logprobs"
+
+
+def log_ratio(logprobs_S: Tensor, inputs: Inputs) -> Tensor:
+    """``log r``: the policy's log-probability less that of the policy that sampled."""
+    return logprobs_S - inputs["logprobs"]
+
+
+def with_kl(loss: PolicyLoss, surrogate_S: Tensor, logprobs_S: Tensor, inputs: Inputs) -> Tensor:
+    """The surrogate with the penalty on the divergence from the reference.
+
+    Raises:
+        ValueError: there is a penalty but no reference.
+    """
+    if not loss.kl_coef:
+        return surrogate_S
+    if REFERENCE not in inputs:
+        raise ValueError(f"kl_coef is {loss.kl_coef}, but a datum has no {REFERENCE}")
+    difference_S = logprobs_S - inputs[REFERENCE]
+    estimate_S = difference_S if loss.kl_estimator == "k1" else torch.expm1(-difference_S) + difference_S
+    return surrogate_S + loss.kl_coef * estimate_S
+
+
+def clipped_surrogate(ratio_S: Tensor, advantages_S: Tensor, low: float, high: float) -> Tensor:
+    """``-min(r A, clip(r, low, high) A)``."""
+    return -torch.minimum(ratio_S * advantages_S, ratio_S.clamp(low, high) * advantages_S)
