@@ -43,7 +43,7 @@ async def sft(config: SFTConfig = SFTConfig()) -> str:
     before = (await evaluate(config, hardware, given, "before")).ref
 
     inputs = given | {"before": before}
-    run_id = run_directory.run_id(config, Train(config, hardware, Path()).key(inputs))
+    run_id = run_directory.run_id(config, "sft", config.dataset, Train(config, hardware, Path()).key(inputs))
     run_dir = run_directory.place(config, run_id)
     terminal.field("run", str(run_dir))
     run_directory.begin(run_dir, config)

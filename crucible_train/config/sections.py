@@ -1,6 +1,6 @@
 """The groups of fields that the flows share. Names are those people know, TRL's where it has one."""
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from annotated_types import Ge, Gt, Lt
 from pydantic import BeforeValidator
@@ -27,7 +27,15 @@ Precision = Annotated[
 ]
 
 
-class DataConfig(Section):
+class ChatFormatConfig(Section):
+    """How conversations become tokens. What derives from it declares the fields, in the order its users read them."""
+
+    if TYPE_CHECKING:
+        renderer: str
+        renderer_options: dict[str, str | int | float | bool | None]
+
+
+class DataConfig(ChatFormatConfig):
     """Where the rows come from and what becomes of them."""
 
     format: Literal["auto", "messages", "prompt_completion", "alpaca", "sharegpt"] = option(
@@ -66,8 +74,8 @@ class PeftConfig(Section):
     lora_target_modules: str | list[str] = option("all-linear", "module names that get an adapter, or all-linear")
 
 
-class OptimConfig(Section):
-    """AdamW, its schedule and the size of a step. The first step's rate is above 0."""
+class AdamConfig(Section):
+    """AdamW and its schedule. The first step's rate is above 0."""
 
     learning_rate: float | None = option(
         None,
@@ -78,6 +86,16 @@ class OptimConfig(Section):
     warmup_steps: StepsOrShare = option(0.05, "steps the rate rises: a number, or a share of all steps in (0, 1)")
     decay_steps: StepsOrShare = option(0.2, "wsd only: steps the rate falls at the end", advanced=True)
     min_lr_ratio: float = option(0.0, "rate at the end as a share of the peak, in [0, 1]", ge=0, le=1, advanced=True)
+    weight_decay: float = option(0.0, "decoupled decay, 0 or more", ge=0, advanced=True)
+    adam_beta1: float = option(0.9, "decay of the first moment, in [0, 1)", ge=0, lt=1, advanced=True)
+    adam_beta2: float = option(0.999, "decay of the second moment, in [0, 1)", ge=0, lt=1, advanced=True)
+    adam_epsilon: float = option(1e-8, "added to the root of the second moment, above 0", gt=0, advanced=True)
+    max_grad_norm: float = option(1.0, "gradients are scaled down to this L2 norm; 0 turns it off", ge=0, advanced=True)
+
+
+class OptimConfig(AdamConfig):
+    """AdamW, its schedule and the size of a step. The first step's rate is above 0."""
+
     num_train_epochs: float = option(1.0, "passes over the data, above 0", gt=0)
     max_steps: int | None = option(None, "optimizer steps, 1 or more; null follows num_train_epochs", ge=1)
     per_device_train_batch_size: int = option(8, "conversations a gradient accumulation step, 1 or more", ge=1)
@@ -85,11 +103,6 @@ class OptimConfig(Section):
     loss_normalisation: Literal["token", "example"] = option(
         "token", "a step's loss is the mean over trained tokens, or over examples of their token means", advanced=True
     )
-    weight_decay: float = option(0.0, "decoupled decay, 0 or more", ge=0, advanced=True)
-    adam_beta1: float = option(0.9, "decay of the first moment, in [0, 1)", ge=0, lt=1, advanced=True)
-    adam_beta2: float = option(0.999, "decay of the second moment, in [0, 1)", ge=0, lt=1, advanced=True)
-    adam_epsilon: float = option(1e-8, "added to the root of the second moment, above 0", gt=0, advanced=True)
-    max_grad_norm: float = option(1.0, "gradients are scaled down to this L2 norm; 0 turns it off", ge=0, advanced=True)
 
 
 class EngineConfig(Section):
@@ -143,6 +156,8 @@ class CheckpointConfig(Section):
 
 
 __all__ = [
+    "AdamConfig",
+    "ChatFormatConfig",
     "CheckpointConfig",
     "DataConfig",
     "EngineConfig",

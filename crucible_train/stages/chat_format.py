@@ -7,20 +7,22 @@ the same command finds the same run on another day, or goes on with it.
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 
 from crucible_train import files, terminal, wiring
+from crucible_train.config.run_config import RunConfig
 from crucible_train.data.render_rows import RendererSpec
 from crucible_train.errors import ConfigError
 from crucible_train.ports import Tokenizer
-from crucible_train.recipes.sft import SFTConfig
 from crucible_train.renderers import FastTokenizer, Renderer, RendererRecord, renderer_for
 from crucible_train.stages.base import Stage, open_artifact, peek, resolve
 from crucible_train.types import ArtifactRef
 
+ConfigT = TypeVar("ConfigT", bound=RunConfig)
 _DATE_FILE = "date.json"
 
 
-def renderer_record(config: SFTConfig, model_dir: Path, tokenizer: Tokenizer | None = None) -> RendererRecord:
+def renderer_record(config: RunConfig, model_dir: Path, tokenizer: Tokenizer | None = None) -> RendererRecord:
     """Which renderer a configuration means for a model; ``tokenizer`` is the model's, where it is loaded already.
 
     Raises:
@@ -30,7 +32,7 @@ def renderer_record(config: SFTConfig, model_dir: Path, tokenizer: Tokenizer | N
     return RendererRecord.of(*_renderer(config, model_dir, tokenizer))
 
 
-def renderer_spec(config: SFTConfig, model_dir: Path, tokenizer: Tokenizer | None = None) -> RendererSpec:
+def renderer_spec(config: RunConfig, model_dir: Path, tokenizer: Tokenizer | None = None) -> RendererSpec:
     """The same, for whoever is to make the renderer again.
 
     Raises:
@@ -41,12 +43,12 @@ def renderer_spec(config: SFTConfig, model_dir: Path, tokenizer: Tokenizer | Non
     return RendererSpec(name, dict(renderer.options), model_dir)
 
 
-async def settled(config: SFTConfig, refs: Mapping[str, ArtifactRef]) -> SFTConfig:
+async def settled(config: ConfigT, refs: Mapping[str, ArtifactRef]) -> ConfigT:
     """The configuration with the date that its chat format writes, where it writes today's and none is given.
 
     Args:
         config: what is asked for.
-        refs: the artifacts ``model`` and ``conversations``.
+        refs: the artifact ``model``, and ``conversations`` where there are any.
 
     Raises:
         ConfigError: the renderer is not one, or not the one of the model or of the checkpoint to go on from.
@@ -64,7 +66,7 @@ async def settled(config: SFTConfig, refs: Mapping[str, ArtifactRef]) -> SFTConf
     return config
 
 
-def with_noted_date(config: SFTConfig, refs: Mapping[str, ArtifactRef]) -> SFTConfig:
+def with_noted_date(config: ConfigT, refs: Mapping[str, ArtifactRef]) -> ConfigT:
     """The configuration with the date that was noted when these rows were first rendered; as it is where none was."""
     noted = peek(NoteDate(config), _needed(refs), config.cache_dir)
     if noted is None:
@@ -95,7 +97,7 @@ def check_start(checkpoint: str, record: RendererRecord) -> None:
     )
 
 
-class NoteDate(Stage[SFTConfig]):
+class NoteDate(Stage[RunConfig]):
     """Notes the date that the chat format writes when rows are first rendered with it."""
 
     name = "note_date"
@@ -109,13 +111,13 @@ class NoteDate(Stage[SFTConfig]):
         files.write_json(folder / _DATE_FILE, {option: renderer.options[option]} if option is not None else {})
 
 
-def _renderer(config: SFTConfig, model_dir: Path, tokenizer: Tokenizer | None = None) -> tuple[str, Renderer]:
+def _renderer(config: RunConfig, model_dir: Path, tokenizer: Tokenizer | None = None) -> tuple[str, Renderer]:
     wanted = None if config.data.renderer == "auto" else config.data.renderer
     tokenizer = tokenizer or FastTokenizer.from_folder(model_dir)
     return renderer_for(config.model, model_dir, wanted, tokenizer, config.data.renderer_options)
 
 
-def _open_date(config: SFTConfig, model_dir: Path, renderer: Renderer) -> str | None:
+def _open_date(config: RunConfig, model_dir: Path, renderer: Renderer) -> str | None:
     """The option for the date where the renderer writes today's, since neither the user nor the model says which."""
     option = renderer.date_option
     is_given = config.data.renderer_options.get(option or "") is not None
@@ -123,4 +125,4 @@ def _open_date(config: SFTConfig, model_dir: Path, renderer: Renderer) -> str | 
 
 
 def _needed(refs: Mapping[str, ArtifactRef]) -> Mapping[str, ArtifactRef]:
-    return {name: refs[name] for name in ("model", "conversations")}
+    return {name: refs[name] for name in ("model", "conversations") if name in refs}

@@ -25,7 +25,8 @@ from crucible_train.data.rows import bad_rows as counted
 from crucible_train.data.tables import Examples
 from crucible_train.errors import DataError
 from crucible_train.loop.run import Cadence
-from crucible_train.recipes.sft import SFTConfig, peak_rate, plan_of, schedule_of
+from crucible_train.loop.training import peak_rate, schedule_of
+from crucible_train.recipes.sft import SFTConfig, plan_of
 from crucible_train.renderers import FastTokenizer
 from crucible_train.renderers.view import shown_tokens
 from crucible_train.report.conversations import coloured, colourless
@@ -138,7 +139,7 @@ class _Stages:
         self._stage("train", "trained", train, given)  # what was measured before is no part of its key
         self._stage("evaluate after", "after", Evaluate(config, hardware), (*given, "trained"))
         if all(name in self.refs for name in given):
-            name = run_id(config, train.key({key: self.refs[key] for key in given}))
+            name = run_id(config, "sft", config.dataset, train.key({key: self.refs[key] for key in given}))
             self._stage(
                 "package", "package", Package(config, hardware, Path(name)), (*given, "before", "trained", "after")
             )
@@ -155,7 +156,7 @@ class _Stages:
         for number, (name, state) in enumerate(self.states):
             terminal.field("stages" if number == 0 else "", f"{name:<16} {state}")
 
-    def _stage(self, name: str, output: str, stage: Stage[SFTConfig], inputs: tuple[str, ...]) -> None:
+    def _stage(self, name: str, output: str, stage: Stage[Any], inputs: tuple[str, ...]) -> None:
         found = None
         if all(key in self.refs for key in inputs):
             found = peek(stage, {key: self.refs[key] for key in inputs}, self.config.cache_dir)
@@ -216,7 +217,7 @@ def _show_cost(
     mean_length = round(summary["train"]["num_tokens"] / max(1, len(examples)))
     num_answers = num_answered(config.eval.num_samples, summary["validation"]["num_examples"])
     found = wiring.estimate(description, config.peft, config.engine, hardware, mean_length, max(1, num_answers))
-    rate = peak_rate(config, found.hidden_size)
+    rate = peak_rate(config.train, config.peft, found.hidden_size)
     schedule_of(config.train, plan.num_steps, rate)
     terminal.field(
         "training",

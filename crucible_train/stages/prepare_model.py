@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from crucible_train import files, terminal, wiring
+from crucible_train.config.run_config import RunConfig
 from crucible_train.digests import DigestMemory
 from crucible_train.errors import ModelError
-from crucible_train.recipes.sft import SFTConfig
 from crucible_train.renderers.tokenizer import CONFIG_FILE, DEFINITION_FILE, FastTokenizer
 from crucible_train.stages.base import EXTERNAL, Stage, in_thread
 from crucible_train.types import ArtifactRef
@@ -74,14 +74,14 @@ def description_of(model: str, source: Path | None) -> Path | None:
     return source if source is not None and source.is_dir() else None
 
 
-class PrepareModel(Stage[SFTConfig]):
+class PrepareModel(Stage[RunConfig]):
     """Converts a GGUF file to safetensors, once."""
 
     name = "prepare_model"
     code = ("adapters.torch_local.conversion", "renderers.tokenizer")
     libraries = ("transformers", "gguf", "torch")
 
-    def __init__(self, config: SFTConfig, source: Path) -> None:
+    def __init__(self, config: RunConfig, source: Path) -> None:
         """Convert the file ``source``."""
         super().__init__(config)
         self._source = source

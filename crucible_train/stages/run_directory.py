@@ -13,9 +13,9 @@ from typing import Any
 import crucible_train
 from crucible_train import files, terminal
 from crucible_train.config.redaction import redacted
+from crucible_train.config.run_config import RunConfig
 from crucible_train.config.writing import as_text
 from crucible_train.evaluation.comparison import ALONE
-from crucible_train.recipes.sft import SFTConfig
 from crucible_train.stages.package import EVALUATION, PUBLISHED, REPORT
 from crucible_train.types import ArtifactRef, Hardware
 
@@ -24,19 +24,22 @@ RECORD = "record.json"
 _LIBRARIES = ("torch", "transformers", "peft", "tokenizers", "numpy", "prefect")
 
 
-def run_id(config: SFTConfig, key: str) -> str:
-    """A readable name and the first digits of the training stage's key: the same run is found, not repeated."""
-    name = config.run_name or f"sft-{Path(config.model).stem}-{Path(config.dataset).name.split('.')[0]}"
-    safe = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:80] or "sft"
+def run_id(config: RunConfig, method: str, subject: str, key: str) -> str:
+    """A readable name and the first digits of the training stage's key: the same run is found, not repeated.
+
+    Where no name is given it is made of the method, the model and what it is trained on.
+    """
+    name = config.run_name or f"{method}-{Path(config.model).stem}-{Path(subject).name.split('.')[0]}"
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:80] or method
     return f"{safe}-{key[:8]}"
 
 
-def place(config: SFTConfig, run_id: str) -> Path:
+def place(config: RunConfig, run_id: str) -> Path:
     """The folder of a run."""
     return Path(config.output_dir).expanduser() / run_id
 
 
-def begin(run_dir: Path, config: SFTConfig) -> None:
+def begin(run_dir: Path, config: RunConfig) -> None:
     """Write the configuration of a run, unless it stands there already."""
     _write_if_changed(run_dir / CONFIG, redacted(config))
 
@@ -44,7 +47,7 @@ def begin(run_dir: Path, config: SFTConfig) -> None:
 def finish(
     run_dir: Path,
     package: Path,
-    config: SFTConfig,
+    config: RunConfig,
     refs: Mapping[str, ArtifactRef],
     hardware: Hardware,
     seconds: float,
@@ -84,7 +87,7 @@ def report(run_dir: Path, package: Path, *, is_new: bool) -> None:
     terminal.field("report", str(run_dir / REPORT))
 
 
-def _say_what_is_replaced(record: Any, config: SFTConfig) -> None:
+def _say_what_is_replaced(record: Any, config: RunConfig) -> None:
     """Runs that differ only in what training does not read, such as how answers are written, share a folder."""
     before = record.get("config") if isinstance(record, dict) else None
     if isinstance(before, dict):
@@ -105,7 +108,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _record(
-    run_dir: Path, config: SFTConfig, artifacts: Mapping[str, Any], hardware: Hardware, seconds: float
+    run_dir: Path, config: RunConfig, artifacts: Mapping[str, Any], hardware: Hardware, seconds: float
 ) -> dict[str, Any]:
     summary = files.read_json(run_dir / "eval" / "summary.json") or {}
     return {

@@ -12,9 +12,10 @@ from crucible_train.data.tables import Examples
 from crucible_train.evaluation.answers import answer_metrics
 from crucible_train.evaluation.nll import nll_metrics, read_measured, write_measured
 from crucible_train.loop.run import TrainingRun
+from crucible_train.loop.training import TrainingResult, peak_rate
 from crucible_train.metrics_file import METRICS_FILE
 from crucible_train.ports import MetricsLogger, ModelInfo, RunInfo, RunStatus, TrainingClient
-from crucible_train.recipes.sft import SFTConfig, SFTResult, peak_rate, plan_of, train
+from crucible_train.recipes.sft import SFTConfig, plan_of, train
 from crucible_train.renderers import FastTokenizer
 from crucible_train.renderers.record import RECORD_FILE
 from crucible_train.stages.base import Stage, in_thread
@@ -120,7 +121,7 @@ class Train(Stage[SFTConfig]):
             await client.close()
         self._publish(inputs["model"], result, folder)
 
-    async def _train(self, client: TrainingClient, logger: MetricsLogger, inputs: Mapping[str, Path]) -> SFTResult:
+    async def _train(self, client: TrainingClient, logger: MetricsLogger, inputs: Mapping[str, Path]) -> TrainingResult:
         config = self.config
         examples = Examples(inputs["rendered"] / TRAIN)
         held_out = HeldOutRows(config, inputs, config.eval.num_step_samples)
@@ -151,7 +152,7 @@ class Train(Stage[SFTConfig]):
             logger.finish(status)
         return result
 
-    def _publish(self, model_dir: Path, result: SFTResult, folder: Path) -> None:
+    def _publish(self, model_dir: Path, result: TrainingResult, folder: Path) -> None:
         checkpoint = self._run_dir / "checkpoints" / checkpoints.checkpoint_name(result.published_step)
         checkpoints.verify(checkpoint)
         target = folder / (ADAPTER if self.config.peft.use_peft else MODEL)
@@ -182,7 +183,7 @@ def _describe(config: SFTConfig, model: ModelInfo, num_steps: int) -> None:
     terminal.field(
         "train",
         f"{method}: {model.num_trainable_params / 1e6:,.1f} of {model.num_params / 1e6:,.1f} million weights; "
-        f"{num_steps} steps of {batch}, peak rate {peak_rate(config, model.hidden_size):g}",
+        f"{num_steps} steps of {batch}, peak rate {peak_rate(config.train, config.peft, model.hidden_size):g}",
     )
 
 

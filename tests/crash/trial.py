@@ -16,7 +16,8 @@ from crucible_train.data.examples import Example
 from crucible_train.data.tables import Examples, write_examples
 from crucible_train.evaluation.nll import measure_nll, nll_metrics
 from crucible_train.loop.run import TrainingRun
-from crucible_train.recipes.sft import SFTConfig, SFTResult, train
+from crucible_train.loop.training import TrainingResult
+from crucible_train.recipes.sft import SFTConfig, train
 from crucible_train.types import Hardware
 
 VOCAB = 97
@@ -86,11 +87,11 @@ class Trial:
     reports: list[str] = field(default_factory=list)
     starts: list[int] = field(default_factory=list)
 
-    def run(self) -> SFTResult:
+    def run(self) -> TrainingResult:
         """Train to the end."""
         return asyncio.run(self.train())
 
-    async def train(self) -> SFTResult:
+    async def train(self) -> TrainingResult:
         """Train to the end, within a running loop."""
         config = config_of(self.fields)
         peft = config.peft

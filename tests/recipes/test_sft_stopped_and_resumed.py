@@ -168,11 +168,11 @@ def test_a_step_that_fails_while_a_save_fails_is_reported_and_the_state_is_saved
             raise CheckpointError("the disk is full for a moment")
         return write(folder, *args)
 
-    def fails_in_step_5(self: LocalBackend, datums: Any, with_gradient: bool) -> Any:
+    def fails_in_step_5(self: LocalBackend, datums: Any, loss: Any, with_gradient: bool) -> Any:
         num_passes.append(with_gradient)
         if sum(num_passes) == 5:
             raise RuntimeError("out of memory")
-        return train_pass(self, datums, with_gradient)
+        return train_pass(self, datums, loss, with_gradient)
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints, "write_checkpoint", slow_and_full)

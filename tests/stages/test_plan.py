@@ -79,7 +79,7 @@ def run_stages(config: SFTConfig) -> None:
     refs["before"] = make(Evaluate(config, hardware), refs, "model", "conversations", "rendered")
     inputs = ("model", "conversations", "rendered", "before")
     key = Train(config, hardware, Path()).key({name: refs[name] for name in inputs})
-    run_dir = run_directory.place(config, run_directory.run_id(config, key))
+    run_dir = run_directory.place(config, run_directory.run_id(config, "sft", config.dataset, key))
     run_directory.begin(run_dir, config)
     refs["trained"] = make(Train(config, hardware, run_dir), refs, *inputs)
     refs["after"] = make(Evaluate(config, hardware), refs, "model", "conversations", "rendered", "trained")

@@ -1,0 +1,127 @@
+"""When answers are sampled: the one place where synchronous, off-policy and streamed training differ.
+
+Problems have numbers 0, 1, 2, ..., and are trained on in that order, each once, whatever finishes first: so a run is
+the same every time, and one that goes on trains on what an undisturbed one would have.
+
+    synchronous   [sample batch 0][train 0][sample 1][train 1] ...
+    off_policy    [sample 0][sample 1] ... [train 0, sample K][train 1, sample K + 1] ...    K batches ahead
+    streamed      [sample 0 ........]
+                       [gradients of its first part][of its second] ... [step]
+
+Off policy, sampling waits where it would run more than K batches ahead; nothing that was sampled is thrown away.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+from crucible_train.errors import CheckpointError
+from crucible_train.rl.config import ScheduleConfig
+from crucible_train.rl.environment import TrajectoryGroup
+from crucible_train.rl.group_json import group_from_json, group_to_json
+
+Play = Callable[[int], Awaitable[TrajectoryGroup | None]]
+"""Plays the problem of this number; None where its group is given up."""
+
+
+class Pipeline:
+    """Plays problems ahead of their training, and knows what is to be kept of that.
+
+    A context: on leaving it, whatever is still being played is cancelled.
+    """
+
+    def __init__(self, play: Play, schedule: ScheduleConfig, groups_per_batch: int) -> None:
+        """Begin with problem 0."""
+        self._play = play
+        self._schedule = schedule
+        self._groups_per_batch = groups_per_batch
+        self._next = 0
+        self._next_of_step = 0
+        self._games: dict[int, asyncio.Future[TrajectoryGroup | None]] = {}
+
+    async def __aenter__(self) -> "Pipeline":
+        """Nothing is played before it is asked for."""
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Stop what is being played."""
+        games, self._games = self._games, {}
+        for game in games.values():
+            game.cancel()
+        await asyncio.gather(*games.values(), return_exceptions=True)
+
+    def look_ahead(self, num_batches_left: int) -> None:
+        """Begin to play as far ahead as the schedule allows, the batch that comes next included."""
+        ahead = self._schedule.max_steps_off_policy if self._schedule.mode == "off_policy" else 0
+        num_batches = min(1 + ahead, num_batches_left)
+        for index in range(self._next, self._next + num_batches * self._groups_per_batch):
+            self._begin(index)
+
+    async def parts(self) -> AsyncIterator[Sequence[TrajectoryGroup]]:
+        """The groups of the next batch, in the order of their problems: all at once, or part by part as they finish.
+
+        Problems whose groups were given up are missing.
+        """
+        num_groups = self._groups_per_batch
+        num_parts = min(self._schedule.num_minibatches, num_groups) if self._schedule.mode == "streamed" else 1
+        ends = [num_groups * (part + 1) // num_parts for part in range(num_parts)]
+        for index in range(self._next, self._next + num_groups):
+            self._begin(index)
+        for begin, end in pairwise([0, *ends]):
+            yield await self.take(end - begin)
+
+    async def take(self, num_problems: int) -> Sequence[TrajectoryGroup]:
+        """The groups of the next problems, all at once."""
+        indices = range(self._next, self._next + num_problems)
+        for index in indices:
+            self._begin(index)
+        groups = [await self._games[index] for index in indices]
+        self._next += num_problems
+        return [group for group in groups if group is not None]
+
+    def finish_step(self) -> None:
+        """What was taken is trained on: it need not be kept any more."""
+        self._next_of_step = self._next
+        self._games = {index: game for index, game in self._games.items() if index >= self._next}
+
+    async def settle(self) -> None:
+        """Wait until everything that is being played is finished."""
+        await asyncio.gather(*self._games.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """What a checkpoint keeps: the first problem that is not trained on, and the groups played from there on.
+
+        A problem that is still being played is played again by a run that goes on from here.
+        """
+        finished = {
+            index: game.result()
+            for index, game in sorted(self._games.items())
+            if game.done() and not game.cancelled() and game.exception() is None
+        }
+        return {
+            "next_problem": self._next_of_step,
+            "played": {
+                str(index): None if group is None else group_to_json(group) for index, group in finished.items()
+            },
+        }
+
+    def restore(self, kept: Mapping[str, Any]) -> None:
+        """Go on from ``to_json``; to be called before anything is played.
+
+        Raises:
+            CheckpointError: it cannot be read.
+        """
+        try:
+            self._next = self._next_of_step = int(kept["next_problem"])
+            played = dict(kept["played"])
+        except (TypeError, KeyError, ValueError) as error:
+            raise CheckpointError(f"the checkpoint's rollouts cannot be read: {error!r}") from error
+        for index, value in played.items():
+            game: asyncio.Future[TrajectoryGroup | None] = asyncio.get_running_loop().create_future()
+            game.set_result(None if value is None else group_from_json(value))
+            self._games[int(index)] = game
+
+    def _begin(self, index: int) -> None:
+        if index not in self._games:
+            self._games[index] = asyncio.ensure_future(self._play(index))
