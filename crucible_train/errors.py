@@ -8,6 +8,7 @@
     │   └── RenderError           a conversation the renderer cannot express; names the message
     ├── RunError              1   the run failed while it worked
     │   ├── TrainingError         a step that produced no usable update
+    │   ├── RolloutError          an episode that failed where the configuration tolerates none
     │   ├── CheckpointError       no checkpoint can be trusted
     │   └── ArtifactError         a stored blob is missing or is not what its digest says
     └── Interrupted       130/143  a person or the system asked the run to stop; it was saved
@@ -58,6 +59,10 @@ class RunError(CrucibleError, RuntimeError):
 
 class TrainingError(RunError):
     """A training step failed; the weights are those of the step before."""
+
+
+class RolloutError(RunError):
+    """An episode failed, and the configuration tolerates none that does."""
 
 
 class CheckpointError(RunError):

@@ -23,11 +23,13 @@ class StopReason(StrEnum):
     MAX_TOKENS = "max_tokens"
     """An answer, or all of them together, reached its limit of tokens."""
     MAX_TOOL_CALLS = "max_tool_calls"
+    """An answer called tools more often than was left; those calls were not made."""
     CONTEXT_OVERFLOW = "context_overflow"
-    """The next prompt would leave the model no room."""
+    """The model has no room for the next prompt, or for the whole of an answer."""
     PARSE_ERROR = "parse_error"
     """An answer could not be read."""
     TIMEOUT = "timeout"
+    """The whole took longer than it may."""
     ERROR = "error"
     """The environment failed; the trajectory is not trained on."""
 
@@ -88,6 +90,14 @@ class Env(Protocol):
         """Free what the episode holds. Called once, however it ended."""
 
 
+@runtime_checkable
+class CallsTools(Protocol):
+    """An environment that runs tools, and so is the one who can keep their number within a limit."""
+
+    def limit_tool_calls(self, limit: int | None) -> None:
+        """Run at most this many in the episode; None lifts the limit. Told before the first turn."""
+
+
 @dataclass(frozen=True, slots=True)
 class Transition:
     """One answer, and what came of it.
@@ -96,7 +106,7 @@ class Transition:
         prompt: the ids it answers.
         action: the ids that were sampled, and their log-probabilities then.
         reward: of this answer.
-        policy_step: how many optimizer steps the weights that wrote it had taken.
+        policy_step: how many optimizer steps the weights had taken when it was asked for.
         reward_parts: as in ``StepResult``.
         metrics: as in ``StepResult``.
     """
@@ -146,6 +156,7 @@ class TrajectoryGroup:
         group_rewards_G: what each gets for its place in the group, besides its own.
         tags: what the problem is, for metrics by kind.
         num_failed: how many failed and are left out.
+        errors: what failed, tries that were made again included.
     """
 
     problem: str
@@ -153,6 +164,7 @@ class TrajectoryGroup:
     group_rewards_G: tuple[float, ...]
     tags: tuple[str, ...] = ()
     num_failed: int = 0
+    errors: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check that there is one group reward a trajectory."""

@@ -1,0 +1,74 @@
+"""Problems that are ready to use: one file and one line of the table each."""
+
+import inspect
+import pkgutil
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from crucible_train.config.base import Section
+from crucible_train.errors import ConfigError
+from crucible_train.ports import DatasetStore
+from crucible_train.renderers import Renderer
+from crucible_train.rl.problem_set import ProblemSet
+
+ENVIRONMENTS: Mapping[str, str] = {
+    "arithmetic": "crucible_train.rl.environments.arithmetic:Arithmetic",
+}
+
+
+def options_of(name: str) -> type[Section]:
+    """The options of a set of problems.
+
+    Raises:
+        ConfigError: the name is unknown.
+    """
+    found: type[Section] = _find(name).Options
+    return found
+
+
+def problems(
+    name: str,
+    options: Section | Mapping[str, Any],
+    renderer: Renderer,
+    seed: int,
+    store: DatasetStore | None = None,
+) -> ProblemSet:
+    """The problems of a name.
+
+    Args:
+        name: one of the table.
+        options: of its kind, ``options_of``, or values for it by name.
+        renderer: the model's chat format.
+        seed: decides which problems there are, which are held out, and their order.
+        store: reads data sets, for those that stand on one.
+
+    Raises:
+        ConfigError: the name or an option is wrong, or a library is missing.
+        DataError: a data set cannot be used.
+    """
+    kind = _find(name)
+    read = options if isinstance(options, Section) else read_options(name, options)
+    needed = inspect.signature(kind).parameters
+    made: ProblemSet = kind(read, renderer, seed, **({"store": store} if "store" in needed else {}))
+    return made
+
+
+def read_options(name: str, values: Mapping[str, Any]) -> Section:
+    """The options of a set of problems, checked.
+
+    Raises:
+        ConfigError: the name is unknown, or options are wrong: a line for each.
+    """
+    try:
+        return options_of(name).model_validate(dict(values))
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, one['loc'])) or 'options'}: {one['msg']}" for one in error.errors()]
+        raise ConfigError([f"environment {name}: {line}" for line in lines]) from error
+
+
+def _find(name: str) -> Any:
+    if name not in ENVIRONMENTS:
+        raise ConfigError(f"environment: {name!r} is unknown; known are {', '.join(ENVIRONMENTS)}")
+    return pkgutil.resolve_name(ENVIRONMENTS[name])
