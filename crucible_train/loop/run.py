@@ -84,6 +84,17 @@ class TrainingRun:
         self._saved_step = 0
         self._durable_step = 0
         self._saved_at = time.monotonic()
+        self._attach: Callable[[], Mapping[str, bytes]] = dict
+        self._resumed_from: Path | None = None
+
+    def attach(self, attach: Callable[[], Mapping[str, bytes]]) -> None:
+        """Have every checkpoint hold these files besides, as they are when it is made."""
+        self._attach = attach
+
+    def attached(self, name: str) -> bytes | None:
+        """Such a file of the checkpoint that ``resume`` went on from; None where the run begins, or it has none."""
+        path = None if self._resumed_from is None else self._resumed_from / name
+        return path.read_bytes() if path is not None and path.is_file() else None
 
     async def resume(self) -> LoopState:
         """Go on from the newest sound checkpoint, or begin.
@@ -102,6 +113,7 @@ class TrainingRun:
         await self._client.load_state(
             ArtifactRef(uri=str(checkpoint.folder), sha256=checkpoint.sha256, kind="state", size=0)
         )
+        self._resumed_from = checkpoint.folder
         state = _loop_state(checkpoint.folder)
         metrics = (checkpoint.folder / _METRICS_COPY).read_bytes()
         if checkpoint.folder.resolve().parent == self.checkpoints.path.resolve():
@@ -152,7 +164,7 @@ class TrainingRun:
         with _writing(self.metrics.path):
             metrics = self.metrics.contents()
         loop = files.canonical_json(state.to_json()).encode()
-        attachments = {**self._kept, _LOOP_FILE: loop, _METRICS_COPY: metrics}
+        attachments = {**self._kept, **self._attach(), _LOOP_FILE: loop, _METRICS_COPY: metrics}
         self._saved_step, self._saved_at = state.step, time.monotonic()
         self._saving = asyncio.create_task(self._save(state, attachments))
         await asyncio.sleep(0)  # lets the save claim its place in the engine's queue before the next step does
@@ -171,8 +183,8 @@ class TrainingRun:
                     self._saving = None
 
     @asynccontextmanager
-    async def guarded(self, current: Callable[[], LoopState]) -> AsyncIterator[None]:
-        """Run a loop such that, however it ends, the last finished step is saved.
+    async def guarded(self, current: Callable[[], LoopState | None]) -> AsyncIterator[None]:
+        """Run a loop such that, however it ends, the last finished step is saved; none where ``current`` has no state.
 
         A failure, or the cancellation by which a run is asked to stop, is raised again after that.
         """
@@ -183,7 +195,12 @@ class TrainingRun:
             await self._save_last(current())
             raise
 
-    async def _save_last(self, state: LoopState) -> None:
+    async def _save_last(self, state: LoopState | None) -> None:
+        if state is None:
+            with contextlib.suppress(RunError):  # it was told of, and whatever stopped the run matters more
+                await self.settle()
+            self._report("stopped in the middle of a step; the newest checkpoint is where it goes on")
+            return
         try:
             with contextlib.suppress(RunError):  # a save that failed is tried again
                 await self.settle()

@@ -77,6 +77,8 @@ class TrainingLoop:
         checkpoint: what is kept of it.
         evaluate: measures it.
         before_save: awaited before a save that is not made in haste.
+        is_whole: whether the weights are those of the last finished step; a run that is stopped while they are not
+            leaves its newest checkpoint as the last word.
     """
 
     run: TrainingRun
@@ -85,6 +87,7 @@ class TrainingLoop:
     checkpoint: CheckpointConfig
     evaluate: Evaluate
     before_save: Callable[[], Awaitable[None]] | None = None
+    is_whole: Callable[[], bool] = lambda: True
 
     async def from_newest(self, take_step: TakeStep, first_metrics: Metrics) -> TrainingResult:
         """Run from the newest checkpoint, if there is one, to the end.
@@ -107,7 +110,7 @@ class TrainingLoop:
         keeps_best = self.checkpoint.load_best_model_at_end
         if state.step == 0:
             self.run.log(0, first_metrics)
-        async with self.run.guarded(lambda: state):
+        async with self.run.guarded(lambda: state if self.is_whole() else None):
             while state.unlogged is not None or (state.step < self.num_steps and not self._is_exhausted(state)):
                 timings: Metrics = {}
                 if state.unlogged is None:  # else the run was stopped between a step and its evaluation

@@ -18,17 +18,19 @@ _CUT_OFF = frozenset({StopReason.MAX_TOKENS, StopReason.CONTEXT_OVERFLOW, StopRe
 
 
 @dataclass(frozen=True, slots=True)
+class ScoredGroup:
+    """A group, the advantages of its samples before any penalty on the divergence, and whether it is trained on."""
+
+    group: TrajectoryGroup
+    advantages_G: Floats
+    is_trained: bool
+
+
+@dataclass(frozen=True, slots=True)
 class TrainingBatch:
-    """Groups that teach something, and the datums they become.
+    """What was played, and the datums that it becomes: one or more a trajectory that is trained on."""
 
-    Attributes:
-        groups_P: the groups that are trained on.
-        advantages_P_G: of each of their samples, before any penalty on the divergence.
-        datums_D: one or more a trajectory.
-    """
-
-    groups_P: tuple[TrajectoryGroup, ...]
-    advantages_P_G: tuple[Floats, ...]
+    groups_P: tuple[ScoredGroup, ...]
     datums_D: tuple[Datum, ...]
 
 
@@ -46,16 +48,15 @@ def training_batch(
     """
     shaped = [_shaped_rewards(group, config, max_tokens) for group in groups]
     found = advantages(shaped, config.advantage)
-    chosen = [
-        (group, values)
+    scored = [
+        ScoredGroup(group, values, not (config.remove_constant_groups and is_constant(rewards)))
         for group, rewards, values in zip(groups, shaped, found, strict=True)
-        if group.trajectories_G and not (config.remove_constant_groups and is_constant(rewards))
     ]
     counted = [
         (trajectory, float(advantage))
-        for group, values in chosen
-        for trajectory, advantage in zip(group.trajectories_G, values, strict=True)
-        if not (config.mask_truncated and trajectory.reason in _CUT_OFF)
+        for one in scored
+        for trajectory, advantage in zip(one.group.trajectories_G, one.advantages_G, strict=True)
+        if one.is_trained and not (config.mask_truncated and trajectory.reason in _CUT_OFF)
     ]
     num_tokens = sum(trajectory.num_sampled_tokens for trajectory, _ in counted)
     datums = [
@@ -68,7 +69,7 @@ def training_batch(
             _weight(config, trajectory.num_sampled_tokens, num_tokens, num_planned, max_tokens),
         )
     ]
-    return TrainingBatch(tuple(group for group, _ in chosen), tuple(values for _, values in chosen), tuple(datums))
+    return TrainingBatch(tuple(scored), tuple(datums))
 
 
 def with_kl_in_advantage(

@@ -1,11 +1,11 @@
 """The groups of fields of reinforcement learning. Names are the field's, TRL's where it has one."""
 
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import model_validator
 
 from crucible_train.config.base import Section, option
-from crucible_train.config.sections import AdamConfig
+from crucible_train.config.sections import AdamConfig, ChatFormatConfig, StepsOrShare
 from crucible_train.types import CISPO, DRO, GSPO, PPO, ImportanceSampling, PolicyLoss
 
 _CLIPPED: dict[str, type[PPO] | type[CISPO] | type[GSPO]] = {"ppo": PPO, "cispo": CISPO, "gspo": GSPO}
@@ -14,11 +14,19 @@ _CLIPPED: dict[str, type[PPO] | type[CISPO] | type[GSPO]] = {"ppo": PPO, "cispo"
 class EnvConfig(Section):
     """What the policy acts in."""
 
-    name: str = option("arithmetic", "environment; --help of the flow lists them")
+    name: str = option("arithmetic", "environment, one of docs/rl.md: arithmetic, gsm8k, guess_the_number, ...")
     options: dict[str, str | int | float | bool | list[str | int | float] | None] = option(
-        {}, "options of the environment, by name"
+        {}, "options of the environment, by name; env.options={} shows none: docs/rl.md lists them"
     )
-    num_held_out: int = option(64, "problems held out to measure on, 0 or more", ge=0)
+
+
+class ChatConfig(ChatFormatConfig):
+    """The chat format."""
+
+    renderer: str = option("auto", "chat format; auto takes the model's own, chat_template any Jinja template")
+    renderer_options: dict[str, str | int | float | bool | None] = option(
+        {}, "options of the renderer, by name", advanced=True
+    )
 
 
 class AlgorithmConfig(Section):
@@ -73,7 +81,7 @@ class AlgorithmConfig(Section):
     )
 
     @model_validator(mode="after")
-    def _check(self) -> "AlgorithmConfig":
+    def _check(self) -> Self:
         if self.loss not in _CLIPPED and (self.clip_low is not None or self.clip_high is not None):
             name = "clip_low" if self.clip_low is not None else "clip_high"
             raise ValueError(f"{name}: {self.loss} does not clip; remove it, or take ppo, cispo or gspo")
@@ -127,9 +135,7 @@ class RLOptimConfig(AdamConfig):
 class RLEvalConfig(Section):
     """What is measured on held-out problems, while training and at its end."""
 
-    eval_steps: int | float = option(
-        0.5, "evaluate every N steps, or every share of the run in (0, 1); 0 at the end only", ge=0
-    )
+    eval_steps: StepsOrShare = option(0.25, "evaluate every N steps, or every share of the run; 0 at the end only")
     num_step_problems: int = option(
         16, "held-out problems played at every evaluation while training, 0 or more", ge=0, advanced=True
     )

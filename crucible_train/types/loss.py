@@ -111,7 +111,7 @@ class CustomLoss:
     function: Callable[[Sequence[Any], Sequence[Mapping[str, Any]]], tuple[Any, Mapping[str, float]]]
 
 
-Loss = CrossEntropy | ImportanceSampling | PPO | CISPO | DRO | GSPO | CustomLoss
+Loss = CrossEntropy | PolicyLoss | CustomLoss
 
 
 @dataclass(frozen=True, slots=True)
