@@ -16,6 +16,7 @@ from tests.rl.conftest import play, play_group
 
 PROMPT = ModelInput.from_ints([5, 6, 7])
 STOP = 99
+FIRST = Turn(PROMPT, [STOP])
 
 
 class Client:
@@ -39,7 +40,7 @@ class Counting:
 
     num_turns: int = 3
     hook: Any = None
-    first: Turn = Turn(PROMPT, [STOP])
+    first: Turn = FIRST
     steps: list[Any] = field(default_factory=list)
     num_closed: int = 0
 

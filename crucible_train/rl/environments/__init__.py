@@ -15,6 +15,8 @@ from crucible_train.rl.problem_set import ProblemSet
 
 ENVIRONMENTS: Mapping[str, str] = {
     "arithmetic": "crucible_train.rl.environments.arithmetic:Arithmetic",
+    "calculator": "crucible_train.rl.environments.calculator:Calculator",
+    "guess_the_number": "crucible_train.rl.environments.guess_the_number:GuessTheNumber",
 }
 
 

@@ -49,7 +49,7 @@ class Sum:
     @classmethod
     def draw(cls, options: ArithmeticOptions, seed: int) -> Self:
         """One sum."""
-        draws = np.random.default_rng(np.random.Philox(key=seed))
+        draws = np.random.Generator(np.random.Philox(key=seed))
         operation = options.operations[int(draws.integers(len(options.operations)))]
         left, right = draws.integers(options.min_operand, options.max_operand, size=2, endpoint=True).tolist()
         return cls(left, operation, right)
