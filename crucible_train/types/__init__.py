@@ -15,7 +15,7 @@ from crucible_train.types.messages import (
     conversation,
 )
 from crucible_train.types.model_input import EncodedTextChunk, ImageChunk, ModelInput
-from crucible_train.types.sampling import SamplingParams
+from crucible_train.types.sampling import SamplerStats, SamplingParams
 
 __all__ = [
     "AdamParams",
@@ -32,6 +32,7 @@ __all__ = [
     "Loss",
     "Message",
     "ModelInput",
+    "SamplerStats",
     "SamplingParams",
     "TensorData",
     "TextPart",
