@@ -19,6 +19,9 @@ class Whole:
     async def compute_logprobs(self, model_input: Any) -> list[Any]:
         return []
 
+    async def top_logprobs(self, model_input: Any, k: int) -> list[Any]:
+        return []
+
 
 class LacksMethod:
     async def sample(self, prompt: Any, num_samples: int, params: Any) -> list[Any]:

@@ -25,3 +25,9 @@ class SamplingClient(Protocol):
 
     async def compute_logprobs(self, model_input: ModelInput) -> Sequence[float | None]:
         """The log-probability of each token given those before it; None for the first."""
+
+    async def top_logprobs(self, model_input: ModelInput, k: int) -> Sequence[Sequence[tuple[int, float]] | None]:
+        """The ``k`` most likely tokens at each position given those before it, as (id, log-probability).
+
+        The most likely comes first. None for the first position.
+        """

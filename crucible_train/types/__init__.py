@@ -27,7 +27,7 @@ from crucible_train.types.messages import (
     conversation,
 )
 from crucible_train.types.model_input import EncodedTextChunk, ImageChunk, ModelInput
-from crucible_train.types.sampling import SamplingParams
+from crucible_train.types.sampling import SamplerStats, SamplingParams
 
 __all__ = [
     "CISPO",
@@ -51,6 +51,7 @@ __all__ = [
     "Message",
     "ModelInput",
     "PolicyLoss",
+    "SamplerStats",
     "SamplingParams",
     "TensorData",
     "TextPart",

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from crucible_train.adapters.torch_local import attention
-from crucible_train.adapters.torch_local.attention import FlexLayout, Layout, LoopLayout, Scores, attend_once
+from crucible_train.adapters.torch_local.attention import FlexLayout, Layout, LoopLayout, Scores
 from crucible_train.adapters.torch_local.backend import LocalBackend
-from crucible_train.adapters.torch_local.cache import StepLayout
 from crucible_train.adapters.torch_local.stream import Scored, TokenStream, build_stream
 from crucible_train.errors import ModelError
 from crucible_train.losses import LOSSES
@@ -128,30 +127,6 @@ def test_flex_refuses_sinks() -> None:
     tensor = torch.zeros(1, 4, stream.num_tokens, WIDTH)
     with pytest.raises(ModelError, match="sinks"):
         flex(stream).attend(tensor, tensor, tensor, WITH_SINKS["sinks"])
-
-
-@pytest.mark.parametrize("scores", [*SCORES.values(), *WITH_SINKS.values()], ids=[*SCORES, *WITH_SINKS])
-def test_a_decoding_step_equals_the_last_row_of_the_sequence(scores: Scores) -> None:
-    torch.manual_seed(1)
-    lengths = [12, 30, 1]
-    query = torch.randn(len(lengths), 4, 1, WIDTH)
-    key, value = (torch.randn(len(lengths), 2, max(lengths), WIDTH) for _ in range(2))
-    found = StepLayout(torch.tensor(lengths) - 1).attend(query, key, value, scores)
-    for row, length in enumerate(lengths):
-        whole_query = torch.cat([torch.zeros(1, 4, length - 1, WIDTH), query[row : row + 1]], dim=2)
-        positions = torch.arange(length)
-        seen = positions[:, None] >= positions
-        keys, values = key[row : row + 1, :, :length], value[row : row + 1, :, :length]
-        expected = oracle(whole_query, keys, values, scores, seen, positions)[:, :, -1]
-        torch.testing.assert_close(found[row : row + 1, :, 0].double(), expected, rtol=1e-4, atol=1e-5)
-
-
-def test_a_step_of_one_query_sees_what_it_is_told() -> None:
-    query, key = torch.randn(1, 2, 1, WIDTH), torch.randn(1, 2, 3, WIDTH)
-    value = torch.eye(3, WIDTH)[None, None].expand(1, 2, 3, WIDTH)
-    out = attend_once(query, key, value, Scores(1.0), torch.tensor([True, False, True]))
-    assert (out[..., 1] == 0).all()
-    torch.testing.assert_close(out[..., 0] + out[..., 2], torch.ones(1, 2, 1))
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,16 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM
 
 from crucible_train.adapters.torch_local import sampler
 from crucible_train.adapters.torch_local.backend import LocalBackend
-from crucible_train.adapters.torch_local.loading import load
+from crucible_train.adapters.torch_local.sampler import Sampler
 from crucible_train.types import (
     AdamParams,
     CrossEntropy,
     Datum,
-    Hardware,
     ModelInput,
     SamplingParams,
     TokensWithLogprobs,
@@ -87,22 +87,19 @@ def test_rows_of_different_limits_end_where_theirs_is(engine: Engine) -> None:
         assert write(backend, [prompt], limit)[0][0].tokens == answers[0].tokens
 
 
-def test_batches_cut_by_the_cache_limit_answer_the_same(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_memory_limit_lets_fewer_rows_in_at_once(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     backend = engine("qwen3")
     params = SamplingParams(12, temperature=0.9, top_p=0.9, seed=4)
     whole = write(backend, PROMPTS, params, num_samples=2)
-    batches: list[int] = []
-    write_batch = sampler._write_batch
-    monkeypatch.setattr(
-        sampler, "_write_batch", lambda model, rows, *more: (batches.append(len(rows)), write_batch(model, rows, *more))
-    )
-    for limit, most in ((1, 1), (30_000, 5)):
+    num_rows: list[int] = []
+    step = Sampler._step
+    monkeypatch.setattr(Sampler, "_step", lambda self: (num_rows.append(len(self._rows)), step(self))[1])
+    for limit, most in ((1, 1), (30_000, 4)):
         monkeypatch.setattr(sampler, "MAX_CACHE_BYTES", limit)
-        batches.clear()
+        num_rows.clear()
         cut = write(backend, PROMPTS, params, num_samples=2)
-        assert sum(batches) == 14
-        assert len(batches) > 2
-        assert max(batches) <= most
+        assert max(num_rows) == most
+        assert sum(num_rows) == 14 * 11
         assert [[a.tokens for a in answers] for answers in cut] == [[a.tokens for a in answers] for answers in whole]
         for one, other in zip(itertools.chain(*cut), itertools.chain(*whole), strict=True):
             np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-4)
@@ -284,20 +281,34 @@ def test_an_empty_prompt_is_refused(engine: Engine) -> None:
         write(engine(), [np.zeros(0, np.int64)], SamplingParams(1))
 
 
-def test_a_caller_that_gives_up_ends_the_writing(tmp_path: Path) -> None:
+def test_a_caller_that_leaves_ends_its_writing(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else Ctrl-C would wait for the last token of the longest answer."""
-    calls = []
+    backend = engine()
+    num_rows: list[int] = []
+    leave = threading.Event()
+    has_left = threading.Event()
+    step = Sampler._step
 
-    def is_given_up() -> bool:
-        calls.append(1)
-        return len(calls) > 3
+    def watched(self: Sampler) -> None:
+        num_rows.append(len(self._rows))
+        if len(num_rows) == 3:
+            leave.set()
+            assert has_left.wait(20)
+        step(self)
 
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(
-        LlamaConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=50)
-    ).save_pretrained(tmp_path)
-    model = load(tmp_path, Hardware("cpu", "float32", 1), None)
-    (answer,) = sampler.write(
-        model, [(np.arange(5), 0, SamplingParams(max_tokens=200, temperature=0.0))], str, is_given_up
-    )
-    assert 0 < len(answer.tokens) < 10
+    monkeypatch.setattr(Sampler, "_step", watched)
+
+    async def act() -> Any:
+        staying = asyncio.create_task(
+            backend.sample(ModelInput.from_ints(SHARED), 2, SamplingParams(8, temperature=0.0))
+        )
+        leaving = asyncio.create_task(backend.sample(ModelInput.from_ints(SHARED), 3, SamplingParams(100)))
+        await asyncio.to_thread(leave.wait, 20)
+        leaving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await leaving
+        has_left.set()
+        return await asyncio.wait_for(staying, 20)
+
+    assert [len(answer.tokens) for answer in asyncio.run(act())] == [8, 8]
+    assert num_rows == [5, 5, 5, 2, 2, 2, 2]

@@ -160,24 +160,6 @@ def attend_masked(query: Tensor, key: Tensor, value: Tensor, scores: Scores, is_
     return (probabilities @ value.float()).to(query.dtype)
 
 
-def attend_once(query: Tensor, key: Tensor, value: Tensor, scores: Scores, is_seen: Tensor) -> Tensor:
-    """Attention of one query a row, shape (B, H, 1, E): two small products, where a fused kernel costs more to set up.
-
-    ``is_seen`` broadcasts to (B, K, G, C): K key heads, G query heads of each, C positions.
-    """
-    rows, heads, _, width = query.shape
-    grouped = query.view(rows, key.shape[1], heads // key.shape[1], width).to(key.dtype)
-    logits = (grouped @ key.transpose(2, 3)).float().mul_(scores.scale)
-    if scores.softcap is not None:
-        logits = torch.tanh(logits / scores.softcap) * scores.softcap
-    logits = logits.masked_fill_(~is_seen, float("-inf"))
-    if scores.sinks_H is not None:
-        sinks = scores.sinks_H.float().view(1, key.shape[1], -1, 1).expand(*logits.shape[:3], 1)
-        logits = torch.cat([logits, sinks], dim=3)
-    probabilities = torch.softmax(logits, dim=3)[..., : key.shape[2]].to(value.dtype)
-    return (probabilities @ value).to(query.dtype).view(rows, heads, 1, width)
-
-
 def _fused(
     query: Tensor, key: Tensor, value: Tensor, scores: Scores, mask: Tensor | None, *, is_causal: bool
 ) -> Tensor:

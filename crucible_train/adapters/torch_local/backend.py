@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,14 +18,16 @@ import numpy as np
 import torch
 
 from crucible_train import checkpoints, files
-from crucible_train.adapters.torch_local import sampler
 from crucible_train.adapters.torch_local.attention import FlexLayout, Layout, LoopLayout, compiled_flex_attention
 from crucible_train.adapters.torch_local.hardware import torch_device
+from crucible_train.adapters.torch_local.inbox import Inbox
 from crucible_train.adapters.torch_local.loading import EngineModel, Lora, load
 from crucible_train.adapters.torch_local.loss_head import gradient_of
 from crucible_train.adapters.torch_local.memory import give_back_memory
 from crucible_train.adapters.torch_local.modules import trainable
 from crucible_train.adapters.torch_local.passes import stream_loss
+from crucible_train.adapters.torch_local.sampler import Request, Sampler, SampleRequest
+from crucible_train.adapters.torch_local.scoring import ScoreRequest
 from crucible_train.adapters.torch_local.state import adamw, restore, take_snapshot
 from crucible_train.adapters.torch_local.stream import TokenStream, micro_batches, scored
 from crucible_train.adapters.torch_local.training_mode import TrainingMode
@@ -43,14 +44,13 @@ from crucible_train.types import (
     Hardware,
     Loss,
     ModelInput,
+    SamplerStats,
     SamplingParams,
     TensorData,
     TokensWithLogprobs,
 )
 
 T = TypeVar("T")
-# a prompt's ids, which of its samples, how to sample, and where the answer goes
-_Waiting = tuple[np.ndarray, int, SamplingParams, threading.Event, Future[TokensWithLogprobs]]
 STATE_KIND = "state"
 DEFAULT_MICRO_BATCH_TOKENS = {"cpu": 768, "cuda": 16384}
 # On a processor that is fast in bfloat16, an adapter is trained where memory is short: passes of this length fit there.
@@ -108,13 +108,14 @@ class LocalBackend:
         self._engine = Worker("crucible-engine")
         self._writer = Worker("crucible-writer")
         self._abandoned = threading.Event()
-        self._waiting: list[_Waiting] = []
+        self._inbox: Inbox[Request] = Inbox()
         self._num_backwards = 0
         # The engine's thread loads, too: a second thread that computes would get processor threads of its own, and
         # with more of them than cores each waits for the others to be woken.
         self._model: EngineModel = self._engine.submit(self._load, model, adapter).result()
         self._training = TrainingMode(self._model.causal, settings.seed, recompute=settings.activation_checkpointing)
         self._parameters = trainable(self._model.causal)
+        self._sampler = Sampler(self._model, self._decode)
         self._optimizer = adamw([parameter for _, parameter in self._parameters])
 
     # The training port -----------------------------------------------------------------------------------------------
@@ -186,12 +187,13 @@ class LocalBackend:
 
     async def close(self) -> None:
         """Finish what was asked for and free the model."""
+        self._turn_over()
         await asyncio.to_thread(self._engine.close)
         await asyncio.to_thread(self._writer.close)
         self._optimizer.state.clear()
         self._parameters = []
         with contextlib.suppress(AttributeError):  # closed before
-            del self._model, self._training
+            del self._model, self._training, self._sampler
         await asyncio.to_thread(give_back_memory)  # the twins' closures and their modules hold each other
 
     # The sampling port -----------------------------------------------------------------------------------------------
@@ -200,25 +202,47 @@ class LocalBackend:
         self, prompt: ModelInput, num_samples: int, params: SamplingParams
     ) -> Sequence[TokensWithLogprobs]:
         """Write ``num_samples`` continuations of ``prompt``, in one batch with whatever else waits."""
-        tokens = prompt.to_array()
-        if not tokens.size:
-            raise ValueError("a prompt needs at least one token")
-        futures: list[Future[TokensWithLogprobs]] = [Future() for _ in range(num_samples)]
-        given_up = threading.Event()
-        self._waiting.extend((tokens, index, params, given_up, future) for index, future in enumerate(futures))
-        try:
-            await asyncio.sleep(0)  # let the other callers of this moment join the batch
-            self._submit_waiting()
-            return [await asyncio.wrap_future(future) for future in futures]
-        except asyncio.CancelledError:
-            given_up.set()
-            for future in futures:
-                future.cancel()
-            raise
+        tokens = self._checked(prompt, "a prompt")
+        requests = [SampleRequest(tokens, index, params) for index in range(num_samples)]
+        return await self._ask(requests)
 
     async def compute_logprobs(self, model_input: ModelInput) -> Sequence[float | None]:
         """The log-probability of each token given those before it; None for the first."""
-        return [None, *await self._compute(sampler.score, self._model, model_input.to_array())]
+        (found,) = await self._ask([ScoreRequest(self._checked(model_input, "a sequence to score"))])
+        return found
+
+    async def top_logprobs(self, model_input: ModelInput, k: int) -> Sequence[Sequence[tuple[int, float]] | None]:
+        """The ``k`` most likely tokens at each position given those before it, as (id, log-probability)."""
+        if k < 1:
+            raise ValueError(f"k must be 1 or more, not {k}")
+        (found,) = await self._ask([ScoreRequest(self._checked(model_input, "a sequence to score"), k)])
+        return found
+
+    def sampler_stats(self) -> SamplerStats:
+        """What sampling has cost so far."""
+        return self._sampler.stats
+
+    def _checked(self, given: ModelInput, name: str) -> np.ndarray:
+        tokens, vocab_size = given.to_array(), self._model.head.compute.shape[0]
+        if not tokens.size:
+            raise ValueError(f"{name} needs at least one token")
+        if int(tokens.max()) >= vocab_size:
+            raise ValueError(f"{name} holds token id {tokens.max()}, which is out of range: there are {vocab_size}")
+        return tokens
+
+    async def _ask(self, requests: Sequence[Request]) -> list[Any]:
+        """Have requests served, with whatever else is asked for before weights may change."""
+        if not self._inbox.put(requests):
+            self._inbox = Inbox()  # the last one was served to its end
+            self._inbox.put(requests)
+        try:
+            await asyncio.sleep(0)  # let the other callers of this moment join
+            self._serve_waiting()
+            return [await asyncio.wrap_future(request.future) for request in requests]
+        except BaseException:  # whoever leaves wants none of the rest
+            for request in requests:
+                request.future.cancel()
+            raise
 
     def _load(self, model: Path | Callable[[], EngineModel], adapter: Path | None) -> EngineModel:
         settings = self._settings
@@ -232,7 +256,7 @@ class LocalBackend:
 
     async def _compute(self, function: Callable[..., T], *args: Any) -> T:
         """Run in the engine's thread; a caller that is cancelled makes the engine drop its pass."""
-        self._submit_waiting()  # prompts that were given before this call see the weights before it
+        self._turn_over()  # what was asked before this call sees the weights before it
         abandoned = threading.Event()
         future = self._engine.submit(self._guarded, abandoned, function, *args)
         try:
@@ -241,14 +265,21 @@ class LocalBackend:
             abandoned.set()
             raise
 
-    def _submit_waiting(self) -> None:
-        """Have the prompts that wait answered, in one batch."""
-        waiting, self._waiting = self._waiting, []
-        if waiting:
-            self._engine.submit(self._write, waiting)
+    def _serve_waiting(self) -> None:
+        """Have the inbox served, unless it is."""
+        if self._inbox and not self._inbox.is_served:
+            self._engine.submit(self._sampler.serve, self._inbox)
+            self._inbox.is_served = True
+
+    def _turn_over(self) -> None:
+        """Let nothing join what was asked so far."""
+        self._serve_waiting()
+        self._inbox.close()
+        self._inbox = Inbox()
 
     def _guarded(self, abandoned: threading.Event, function: Callable[..., T], *args: Any) -> T:
         self._abandoned = abandoned
+        self._sampler.forget()  # what it knows is of weights that may change, and training needs the memory
         return function(*args)
 
     def _pass(self, datums: Sequence[Datum], loss: Loss, with_gradient: bool, with_adapter: bool) -> StepOutput:
@@ -356,20 +387,6 @@ class LocalBackend:
 
     def _decode(self, tokens: Sequence[int]) -> str:
         return self._tokenizer.decode(tokens)
-
-    def _write(self, waiting: Sequence[_Waiting]) -> None:
-        wanted = [entry for entry in waiting if entry[-1].set_running_or_notify_cancel()]
-        try:
-            requests = [(tokens, index, params) for tokens, index, params, *_ in wanted]
-            written = sampler.write(
-                self._model, requests, self._decode, lambda: all(given_up.is_set() for *_, given_up, _ in wanted)
-            )
-        except BaseException as error:  # noqa: BLE001 - whoever waits for an answer gets it
-            for *_, future in wanted:
-                future.set_exception(error)
-            return
-        for (*_, future), answer in zip(wanted, written, strict=True):
-            future.set_result(answer)
 
 
 def datum_with_weights(datum: Datum, weights_N: np.ndarray) -> Datum:

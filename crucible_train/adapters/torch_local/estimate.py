@@ -203,7 +203,7 @@ async def _timed(
     length = max(2, min(mean_length, num_tokens, info.max_positions))
     datums = [_datum(length, info.vocab_size, number) for number in range(max(1, num_tokens // length))]
     share = num_tokens / (length * len(datums))
-    prompt = ModelInput.from_ints(np.arange(min(_PROMPT_TOKENS, info.max_positions - _NUM_WRITTEN)) % info.vocab_size)
+    prompt = np.arange(min(_PROMPT_TOKENS, info.max_positions - _NUM_WRITTEN))
 
     async def seconds(work: Awaitable[object]) -> float:
         start = time.perf_counter()
@@ -213,10 +213,10 @@ async def _timed(
     async def once() -> Seconds:
         kept.clear()
         client = backend.sampling_client()
-        written = [
-            await seconds(client.sample(prompt, num_written, SamplingParams(max_tokens=num, temperature=0.0)))
-            for num in (1, _NUM_WRITTEN)
-        ]
+        written = []
+        for num in (1, _NUM_WRITTEN):
+            own = ModelInput.from_ints((prompt + num) % info.vocab_size)  # each is to read its prompt
+            written.append(await seconds(client.sample(own, num_written, SamplingParams(num, temperature=0.0))))
         return Seconds(
             train=share * await seconds(backend.forward_backward(datums, CrossEntropy())),
             forward=share * await seconds(backend.forward(datums, CrossEntropy())),

@@ -70,7 +70,14 @@ def install_linear(module: nn.Linear, precision: Precision) -> int:
     if not weight.requires_grad and not precision.is_mixed:
         return 0
     compute = precision.compute(weight)
-    module.forward = lambda x: _Linear.apply(x, weight, compute, bias)  # type: ignore[method-assign, assignment]
+
+    def forward(x: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            return _Linear.apply(x, weight, compute, bias)
+        out = torch.mm(x.reshape(-1, x.shape[-1]).to(compute.dtype), compute.t())
+        return (out if bias is None else out.add_(bias)).view(*x.shape[:-1], -1)
+
+    module.forward = forward  # type: ignore[method-assign, assignment]
     module.crucible_twin = True  # type: ignore[assignment]
     return 1
 

@@ -1,38 +1,71 @@
 """Writing with the weights that are being trained, no copy of them.
 
-All prompts that wait are read as one stream, where samples of one prompt share it; then every pass writes one token a
-row, and finished rows are dropped.
+Every pass writes one token a row. Between passes finished rows leave and requests that wait enter, as far as the memory
+for keys and values goes. Samples of one prompt share it, and what is already known of a prompt is not computed again.
 
-Axes: B rows, V vocabulary, X hidden width.
+Axes: B rows, P prompts, V vocabulary, X hidden width.
 """
 
+import time
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from crucible_train.adapters.torch_local.attention import LoopLayout
-from crucible_train.adapters.torch_local.cache import KeyValueCache, StepLayout
-from crucible_train.adapters.torch_local.loading import EngineModel, hidden_states
-from crucible_train.adapters.torch_local.loss_head import Head, logprobs
-from crucible_train.adapters.torch_local.stream import Scored, Segment, build_stream
-from crucible_train.types import SamplingParams, TokensWithLogprobs
+from crucible_train.adapters.torch_local.cache import Prompt, RowCache, is_shared
+from crucible_train.adapters.torch_local.choosing import Choices, Logits
+from crucible_train.adapters.torch_local.inbox import Inbox
+from crucible_train.adapters.torch_local.known import KnownSequences, Node, Place, joined
+from crucible_train.adapters.torch_local.loading import EngineModel
+from crucible_train.adapters.torch_local.reading import read
+from crucible_train.adapters.torch_local.scoring import ScoreRequest, score
+from crucible_train.adapters.torch_local.stream import MIN_SHARED_TOKENS, Ints
+from crucible_train.types import SamplerStats, SamplingParams, TokensWithLogprobs
 
+# Keys and values of the rows being written, were all of them to reach their limits.
 MAX_CACHE_BYTES = 512 << 20
-# Dropping rows copies the cache, so it waits until at least this share of them is done.
-_DROP_SHARE = 0.25
+# Those of sequences that are kept in case one goes on from them.
+MAX_KNOWN_BYTES = 128 << 20
+# A pass over more rows is hardly faster a row.
+MAX_ROWS = 128
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SampleRequest:
+    """One answer that is asked for: the ``sample``-th to a prompt."""
+
+    prompt_N: Ints
+    sample: int
+    params: SamplingParams
+    future: Future[TokensWithLogprobs] = field(default_factory=Future)
+
+
+Request = SampleRequest | ScoreRequest
 
 
 @dataclass(slots=True, eq=False)
 class _Row:
-    """One answer that is being written."""
+    """One answer that is being written.
 
-    prompt: np.ndarray
-    params: SamplingParams
-    draws: np.random.Generator
+    Attributes:
+        request: what was asked for.
+        node: its prompt, in the tree of what is known.
+        columns: how many positions of the table it needs at its limit.
+        uniform: a number in [0, 1) for each token.
+        decode: gives the text of tokens.
+        tokens: what is written.
+        logprobs: of each token.
+    """
+
+    request: SampleRequest
+    node: Node
+    columns: int
+    uniform: np.ndarray
     decode: Callable[[Sequence[int]], str]
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -40,153 +73,196 @@ class _Row:
     @property
     def stop_reason(self) -> Literal["stop", "length"] | None:
         """Why nothing more is written, or None."""
-        if self.tokens and (self.tokens[-1] in self.params.stop_token_ids or self._holds_stop_text()):
+        params = self.request.params
+        if self.tokens and (self.tokens[-1] in params.stop_token_ids or self._holds_stop_text()):
             return "stop"
-        return "length" if len(self.tokens) >= self.params.max_tokens else None
+        return "length" if len(self.tokens) >= params.max_tokens else None
 
     def _holds_stop_text(self) -> bool:
         """Whether the last tokens hold a stop text; a token is a byte of text at least, a character four at most."""
-        if not self.params.stop_texts:
+        stops = self.request.params.stop_texts
+        if not stops:
             return False
-        text = self.decode(self.tokens[-4 * max(map(len, self.params.stop_texts)) - 1 :])
-        return any(stop in text for stop in self.params.stop_texts)
+        text = self.decode(self.tokens[-4 * max(map(len, stops)) - 1 :])
+        return any(stop in text for stop in stops)
 
 
-@torch.no_grad()
-def write(
-    model: EngineModel,
-    requests: Sequence[tuple[np.ndarray, int, SamplingParams]],
-    decode: Callable[[Sequence[int]], str],
-    is_given_up: Callable[[], bool] = lambda: False,
-) -> list[TokensWithLogprobs]:
-    """Answer requests of (prompt ids, which of its samples, parameters), in their order.
+class Sampler:
+    """Serves requests, in the engine's thread."""
 
-    ``decode`` gives the text of tokens, for stop texts. Once ``is_given_up`` says so nothing more is written, and what
-    there is comes back as if it had reached its length.
-    """
-    rows = [
-        _Row(prompt, params, np.random.Generator(np.random.Philox(key=[params.seed, sample])), decode)
-        for prompt, sample, params in requests
-    ]
-    # Rows of like length stand together, so that a batch reserves little more than it uses.
-    order = sorted(range(len(rows)), key=lambda i: (rows[i].prompt.size + rows[i].params.max_tokens, i))
-    start = 0
-    while start < len(order) and not is_given_up():
-        end = start + 1
-        while end < len(order) and _cache_bytes(model, [rows[i] for i in order[start : end + 1]]) <= MAX_CACHE_BYTES:
-            end += 1
-        _write_batch(model, [rows[i] for i in order[start:end]], is_given_up)
-        start = end
-    return [TokensWithLogprobs(tuple(row.tokens), tuple(row.logprobs), row.stop_reason or "length") for row in rows]
+    def __init__(self, model: EngineModel, decode: Callable[[Sequence[int]], str]) -> None:
+        """``decode`` gives the text of tokens, for stop texts."""
+        self._model = model
+        self._decode = decode
+        self._known = KnownSequences(MAX_KNOWN_BYTES)
+        self._logits = Logits(model.head)
+        self._waiting: deque[SampleRequest] = deque()
+        self._rows: list[_Row] = []
+        self._cache = self._new_cache()
+        self._choices: Choices | None = None
+        self.stats = SamplerStats()
 
+    def forget(self) -> None:
+        """Drop all keys and values: they are those of other weights, or training needs the memory."""
+        self._known.forget()
+        self._logits = Logits(self._model.head)
 
-@torch.no_grad()
-def score(model: EngineModel, tokens_T: np.ndarray) -> list[float]:
-    """The log-probability of every token but the first."""
-    item = _whole(0, tokens_T)
-    stream = build_stream([item])
-    hidden = _read_stream(model, stream.tokens_T, stream.positions_T, stream.segments, None)
-    rows, targets = (torch.from_numpy(x).to(hidden.device) for x in (stream.rows_S, stream.targets_S))
-    return logprobs(hidden[rows], model.head, targets).tolist()[:-1]
+    @torch.no_grad()
+    def serve(self, inbox: Inbox[Request]) -> None:
+        """Answer what is left in the inbox, until it is closed and all is answered, or nothing is left to do."""
+        start = time.perf_counter()
+        scores: list[ScoreRequest] = []
+        try:
+            while self._rows or self._waiting or not inbox.close_if_empty():
+                asked = inbox.take()
+                scores = [request for request in asked if isinstance(request, ScoreRequest)]
+                self._waiting.extend(request for request in asked if isinstance(request, SampleRequest))
+                if scores:
+                    score(self._model, scores)
+                self._let_go()
+                self._admit()
+                if self._rows:
+                    self._step()
+        except BaseException as error:  # noqa: BLE001 - whoever waits for an answer gets it
+            inbox.close()
+            self._fail(error, [*scores, *inbox.take()])
+        finally:
+            self._cache = self._new_cache()
+            self._known.shrink()
+            self._count(seconds=time.perf_counter() - start)
 
+    def _fail(self, error: BaseException, asked: Sequence[Request]) -> None:
+        requests: list[Request] = [*(row.request for row in self._rows), *self._waiting, *asked]
+        self._rows.clear()
+        self._waiting.clear()
+        self._known.forget()
+        for request in requests:
+            if not request.future.done() and request.future.set_running_or_notify_cancel():
+                request.future.set_exception(error)
 
-def _write_batch(model: EngineModel, rows: list[_Row], is_given_up: Callable[[], bool]) -> None:
-    capacity = max(row.prompt.size + row.params.max_tokens for row in rows)
-    cache = KeyValueCache(len(rows), capacity, model.precision.dtype)
-    hidden_BX = _read_prompts(model, rows, cache)
-    active = list(rows)
-    while True:
-        _choose(active, _logits(hidden_BX, model.head))
-        going = [i for i, row in enumerate(active) if row.stop_reason is None]
-        if not going or is_given_up():
+    # Rows come and go -----------------------------------------------------------------------------------------------
+
+    def _admit(self) -> None:
+        """Let requests that wait enter, in their order, as far as memory goes, and write the first token of each."""
+        prompts: dict[bytes, list[SampleRequest]] = {}
+        while self._waiting and self._fits(prompts):
+            request = self._waiting.popleft()
+            prompts.setdefault(request.prompt_N.tobytes(), []).append(request)
+        if not prompts:
             return
-        if len(active) - len(going) >= _DROP_SHARE * len(active):
-            active = [active[i] for i in going]
-            cache.keep(torch.tensor(going))
-        tokens = torch.tensor([row.tokens[-1] for row in active])
-        cache.expect_step()
-        positions = cache.lengths_B.clone()
-        with model.attention.using(StepLayout(positions.to(model.causal.device))):
-            output = model.decoder(
-                input_ids=tokens[:, None].to(model.causal.device),
-                position_ids=positions[:, None].to(model.causal.device),
+        groups = list(prompts.values())
+        nodes, num_computed = read(self._model, self._known, [requests[0].prompt_N for requests in groups])
+        num_asked = sum(request.prompt_N.size for requests in groups for request in requests)
+        self._count(prefilled_tokens=num_computed, reused_tokens=num_asked - num_computed)
+        first = len(self._rows)
+        for requests, node in zip(groups, nodes, strict=True):
+            self._known.use(node, len(requests))
+            self._cache.enter(Prompt(joined(Place(node, node.end)), node.end), len(requests))
+            own = 0 if is_shared(node.end, len(requests)) else node.end
+            self._rows += [self._row(request, node, own) for request in requests]
+        self._known.shrink()
+        hidden_PX = torch.stack([node.hidden_X for node in nodes if node.hidden_X is not None])
+        repeats = torch.tensor([len(requests) for requests in groups], device=hidden_PX.device)
+        rows = self._rows[first:]
+        choices = Choices.of([row.request.params for row in rows], hidden_PX.device)
+        # each row overwrites its logits
+        self._choose(rows, choices, self._logits.of(hidden_PX).repeat_interleave(repeats, dim=0))
+        self._choices = None
+        self._let_go()
+
+    def _row(self, request: SampleRequest, node: Node, own: int) -> _Row:
+        params = request.params
+        draws = np.random.Generator(np.random.Philox(key=[params.seed, request.sample]))
+        return _Row(request, node, own + params.max_tokens, draws.random(params.max_tokens), self._decode)
+
+    def _fits(self, entering: dict[bytes, list[SampleRequest]]) -> bool:
+        """Whether one more request fits, were all rows to reach their limits."""
+        request = self._waiting[0]
+        num = len(self._rows) + sum(map(len, entering.values())) + 1
+        if num == 1:
+            return True
+        if num > MAX_ROWS:
+            return False
+        groups = dict(entering)
+        key = request.prompt_N.tobytes()
+        groups[key] = [*groups.get(key, []), request]
+        columns, shared = max((row.columns for row in self._rows), default=0), self._cache.num_shared
+        for requests in groups.values():
+            length, most = requests[0].prompt_N.size, max(request.params.max_tokens for request in requests)
+            if is_shared(length, len(requests)):
+                shared += length
+                length = 0
+            columns = max(columns, length + most)
+        return (num * columns + shared) * self._position_bytes() <= MAX_CACHE_BYTES
+
+    def _position_bytes(self) -> int:
+        config = self._model.causal.config.get_text_config()
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return int(config.num_hidden_layers * 2 * heads * width * self._model.precision.dtype.itemsize)
+
+    def _let_go(self) -> None:
+        """Answer finished rows and drop them, and those whose caller has gone."""
+        self._waiting = deque(request for request in self._waiting if not request.future.cancelled())
+        before = len(self._rows)
+        for index in reversed(range(before)):
+            row = self._rows[index]
+            reason = row.stop_reason
+            if reason is None and not row.request.future.cancelled():
+                continue
+            self._keep(index)
+            self._known.use(row.node, -1)
+            self._cache.leave(index)
+            self._rows[index] = self._rows[-1]
+            self._rows.pop()
+            if reason is not None and row.request.future.set_running_or_notify_cancel():
+                answer = TokensWithLogprobs(tuple(row.tokens), tuple(row.logprobs), reason)
+                row.request.future.set_result(answer)
+        if len(self._rows) < before:
+            self._choices = None
+            self._known.shrink()
+
+    def _keep(self, index: int) -> None:
+        """Keep the keys and values of what a row has written: a later prompt may go on from there."""
+        row = self._rows[index]
+        num = len(row.tokens) - 1  # the last token was never read
+        if num >= MIN_SHARED_TOKENS and self._model.joins_segments:
+            layers = self._cache.written(index, row.node.end)
+            self._known.add(Place(row.node, row.node.end), np.array(row.tokens[:num], np.int64), layers)
+
+    # Passes ---------------------------------------------------------------------------------------------------------
+
+    def _step(self) -> None:
+        """Write one token a row."""
+        device = self._model.causal.device
+        cache, rows = self._cache, self._rows
+        tokens = torch.tensor([[row.tokens[-1]] for row in rows], device=device)
+        cache.begin_step()
+        with self._model.attention.using(cache):
+            output = self._model.decoder(
+                input_ids=tokens,
+                position_ids=cache.positions[:, None].to(device),
                 past_key_values=cache,
                 use_cache=True,
             )
-        cache.advance()
-        hidden_BX = output.last_hidden_state[:, -1]
+        cache.end_step()
+        if self._choices is None:
+            self._choices = Choices.of([row.request.params for row in rows], device)
+        self._choose(rows, self._choices, self._logits.of(output.last_hidden_state[:, -1]))
+        self._count(steps=1)
 
+    def _choose(self, rows: Sequence[_Row], choices: Choices, logits_BV: Tensor) -> None:
+        """Write one token a row and its log-probability at temperature 1."""
+        uniform_B = torch.tensor([row.uniform[len(row.tokens)] for row in rows], dtype=torch.float64)
+        tokens, logprobs = choices.draw(logits_BV, uniform_B.to(logits_BV.device))
+        for row, token, logprob in zip(rows, tokens, logprobs, strict=True):
+            row.tokens.append(token)
+            row.logprobs.append(logprob)
+        self._count(sampled_tokens=len(rows))
 
-def _read_prompts(model: EngineModel, rows: Sequence[_Row], cache: KeyValueCache) -> Tensor:
-    """Fill the cache with the prompts; the hidden state of each prompt's last token, shape (B, X)."""
-    items = [_whole(index, row.prompt) for index, row in enumerate(rows)]
-    groups = [items] if model.joins_segments else [[item] for item in items]
-    last: dict[int, Tensor] = {}
-    for group in groups:
-        stream = build_stream(group)
-        ends = {segment.end - 1: index for index, segment in enumerate(stream.segments)}
-        final_row = {int(d): int(r) for d, r in zip(stream.datum_S, stream.rows_S, strict=True)}
-        cache.expect_stream(stream.segments, [(item.index, ends[final_row[item.index]]) for item in group])
-        hidden = _read_stream(model, stream.tokens_T, stream.positions_T, stream.segments, cache)
-        last |= {item.index: hidden[final_row[item.index]] for item in group}
-    return torch.stack([last[index] for index in range(len(rows))])
+    def _new_cache(self) -> RowCache:
+        return RowCache(self._model.precision.dtype, self._model.causal.device)
 
-
-def _read_stream(
-    model: EngineModel, tokens: np.ndarray, positions: np.ndarray, segments: tuple[Segment, ...], cache: object
-) -> Tensor:
-    device = model.causal.device
-    with model.attention.using(LoopLayout(segments)):
-        return hidden_states(model, torch.from_numpy(tokens).to(device), torch.from_numpy(positions).to(device), cache)
-
-
-def _whole(index: int, tokens: np.ndarray) -> Scored:
-    """A sequence whose every position is kept; each but the last predicts its successor."""
-    tokens = tokens.astype(np.int64)
-    targets = np.append(tokens[1:], 0)
-    return Scored(index, tokens, np.arange(tokens.size), targets, np.ones(tokens.size, np.float32))
-
-
-def _logits(hidden_BX: Tensor, head: Head) -> Tensor:
-    logits = (hidden_BX.to(head.compute.dtype) @ head.compute.t()).float()
-    if head.bias is not None:
-        logits += head.bias
-    logits *= head.scale
-    if head.softcap is not None:
-        logits = torch.tanh(logits / head.softcap) * head.softcap
-    return logits
-
-
-def _choose(rows: Sequence[_Row], logits_BV: Tensor) -> None:
-    """Append one token and its log-probability at temperature 1 to every row that is still written."""
-    normaliser_B = logits_BV.logsumexp(dim=1)
-    greedy_B = logits_BV.argmax(dim=1)
-    for index, row in enumerate(rows):
-        if row.stop_reason is not None:
-            continue
-        token = int(greedy_B[index]) if row.params.temperature == 0 else _draw(row, logits_BV[index])
-        row.tokens.append(token)
-        row.logprobs.append(float(logits_BV[index, token] - normaliser_B[index]))
-
-
-def _draw(row: _Row, logits_V: Tensor) -> int:
-    """Draw from the smallest set of tokens that reaches ``top_p``.
-
-    Every token runs against a clock of its own, and the first to arrive wins, which is as likely as its probability.
-    Unlike a threshold in a sorted list, that leaves the winner as it is where rounding has two others change places.
-    """
-    scores_V = logits_V.double() / row.params.temperature
-    if row.params.top_p < 1:
-        probabilities, tokens = torch.softmax(scores_V, dim=0).sort(descending=True, stable=True)
-        is_beyond = probabilities.cumsum(0) - probabilities >= row.params.top_p
-        scores_V[tokens[is_beyond]] = float("-inf")
-    clocks_V = torch.from_numpy(row.draws.standard_exponential(scores_V.numel())).to(scores_V.device)
-    return int((scores_V - clocks_V.log()).argmax())
-
-
-def _cache_bytes(model: EngineModel, rows: Sequence[_Row]) -> int:
-    config = model.causal.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    capacity = max(row.prompt.size + row.params.max_tokens for row in rows)
-    return len(rows) * capacity * config.num_hidden_layers * 2 * heads * width * model.precision.dtype.itemsize
+    def _count(self, **more: float) -> None:
+        stats = self.stats
+        self.stats = replace(stats, **{name: getattr(stats, name) + value for name, value in more.items()})
