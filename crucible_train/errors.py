@@ -9,7 +9,8 @@
     ├── RunError              1   the run failed while it worked
     │   ├── TrainingError         a step that produced no usable update
     │   ├── CheckpointError       no checkpoint can be trusted
-    │   └── ArtifactError         a stored blob is missing or is not what its digest says
+    │   ├── ArtifactError         a stored blob is missing or is not what its digest says
+    │   └── ServerError           a model server gives no answer, or one that cannot be used
     └── Interrupted       130/143  a person or the system asked the run to stop; it was saved
 
 Each class also derives from the built-in error it refines, so ``except ValueError`` works as expected.
@@ -66,6 +67,10 @@ class CheckpointError(RunError):
 
 class ArtifactError(RunError):
     """A stored artifact is missing or damaged."""
+
+
+class ServerError(RunError):
+    """A model server gives no answer, or one that cannot be used."""
 
 
 class Interrupted(CrucibleError):
