@@ -14,17 +14,15 @@ class _Answer(BaseModel):
 
 
 class TokenLogprob(_Answer):
-    """A token and its log-probability, as llama.cpp and vLLM's prompt log-probabilities write them."""
+    """The log-probability of a token."""
 
-    id: int | None = None
     logprob: float
 
 
 class Logprobs(_Answer):
-    """Log-probabilities of the tokens of an answer: a list of numbers, or in llama.cpp's form a list of tokens."""
+    """Log-probabilities of the tokens of an answer."""
 
-    token_logprobs: list[float | None] | None = None
-    content: list[TokenLogprob] | None = None
+    token_logprobs: list[float | None]
 
 
 class Choice(_Answer):
@@ -50,6 +48,27 @@ class Completion(_Answer):
 
     choices: list[Choice] = Field(min_length=1)
     usage: Usage | None = None
+
+
+class NativeToken(_Answer):
+    """A token of llama.cpp, with the likeliest ones where it was written."""
+
+    id: int
+    logprob: float
+    top_logprobs: list["NativeToken"] = []
+
+
+class NativeCompletion(_Answer):
+    """The answer of llama.cpp's own ``/completion``.
+
+    ``tokens`` are all that were written; ``completion_probabilities`` lacks those that end within a character.
+    """
+
+    tokens: list[int]
+    completion_probabilities: list[NativeToken] = []
+    stop_type: str
+    tokens_predicted: int
+    tokens_evaluated: int
 
 
 class Model(_Answer):

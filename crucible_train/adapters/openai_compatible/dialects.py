@@ -5,7 +5,8 @@ change the distribution unasked.
 
     vllm          ids in, ids and log-probabilities out; ``prompt_logprobs`` scores a prompt
     sglang        the same; ``echo`` scores a prompt
-    llama.cpp     ids in and out; stops are cut here; a prompt is scored by forcing its tokens, a request each
+    llama.cpp     the same, over its own /completion, as /v1/completions drops ids; stops are cut here; a prompt is
+                  scored by forcing its tokens, a request each
     transformers  text in and out, one request at a time; no log-probabilities
 """
 
@@ -33,6 +34,7 @@ class Dialect:
         takes_ids: whether prompts are ids; else text.
         takes_n: whether one request asks for several samples.
         is_serial: one request at a time: its seed is the server's and not the request's.
+        path: where samples are asked for.
         scoring: how the log-probabilities of a prompt are had; None where they are not.
     """
 
@@ -41,6 +43,7 @@ class Dialect:
     takes_ids: bool = True
     takes_n: bool = False
     is_serial: bool = False
+    path: str = "/v1/completions"
     scoring: Literal["prompt_logprobs", "echo", "forced"] | None = None
 
     def described(self) -> str:
@@ -89,7 +92,8 @@ def _sglang(params: SamplingParams) -> dict[str, Any]:
 def _llama_cpp(params: SamplingParams) -> dict[str, Any]:
     # its own order has the temperature last, after tokens were dropped; these four alone, so nothing else acts
     own = {"samplers": ["temperature", "top_k", "top_p", "min_p"], "top_k": params.top_k, "repeat_penalty": 1.0}
-    return _neutral(params) | own | {"logprobs": 1, "cache_prompt": True}
+    own |= {"n_predict": params.max_tokens, "n_probs": 1, "return_tokens": True, "cache_prompt": True}
+    return _neutral(params) | own
 
 
 def _transformers(params: SamplingParams) -> dict[str, Any]:
@@ -113,6 +117,6 @@ def _transformers(params: SamplingParams) -> dict[str, Any]:
 DIALECTS: Mapping[str, Dialect] = {
     "vllm": Dialect("vllm", _vllm, takes_n=True, scoring="prompt_logprobs"),
     "sglang": Dialect("sglang", _sglang, scoring="echo"),
-    "llama.cpp": Dialect("llama.cpp", _llama_cpp, scoring="forced"),
+    "llama.cpp": Dialect("llama.cpp", _llama_cpp, path="/completion", scoring="forced"),
     "transformers": Dialect("transformers", _transformers, takes_ids=False, is_serial=True),
 }

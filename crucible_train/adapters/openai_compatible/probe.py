@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from crucible_train.adapters.openai_compatible.answers import Completion, Model, Models, read
+from crucible_train.adapters.openai_compatible.answers import Model, Models, read
+from crucible_train.adapters.openai_compatible.asking import complete
 from crucible_train.adapters.openai_compatible.dialects import DIALECTS, Dialect
 from crucible_train.adapters.openai_compatible.reading import ids_and_logprobs
 from crucible_train.adapters.openai_compatible.transport import Refused, Transport
@@ -91,15 +91,11 @@ async def _by_its_refusal(transport: Transport, model: str) -> str:
 async def _has_raw_logprobs(transport: Transport, dialect: Dialect, model: str, tokenizer: Tokenizer) -> bool:
     """Whether the most likely token has the same log-probability at temperature 0 and at 2 with it alone kept."""
     prompt = [int(token) for token in tokenizer.encode("The")]
-
-    async def ask(params: SamplingParams) -> tuple[int, float]:
-        body: dict[str, Any] = {"model": model, "prompt": prompt, "seed": 0} | dialect.fields(params)
-        completion = read(Completion, await transport.post("/v1/completions", body))
-        ids, logprobs = ids_and_logprobs(completion.choices[0], dialect)
-        return ids[0], logprobs[0]
-
-    (greedy, raw), (kept, scaled) = [
-        await ask(SamplingParams(1, temperature=0.0)),
-        await ask(SamplingParams(1, temperature=2.0, top_k=1)),
-    ]
+    found = []
+    for params in (SamplingParams(1, temperature=0.0), SamplingParams(1, temperature=2.0, top_k=1)):
+        body = {"model": model, "prompt": prompt, "seed": 0} | dialect.fields(params)
+        completion = await complete(transport, dialect, body, tokenizer.vocab_size)
+        (token, *_), (logprob, *_) = ids_and_logprobs(completion.choices[0], dialect)
+        found.append((token, logprob))
+    (greedy, raw), (kept, scaled) = found
     return greedy == kept and abs(raw - scaled) <= _MAX_DIFFERENCE

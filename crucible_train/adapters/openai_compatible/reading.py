@@ -38,18 +38,14 @@ def ids_and_logprobs(choice: Choice, dialect: Dialect) -> tuple[list[int], list[
     Raises:
         ServerError: they are missing, or not as many of one as of the other.
     """
-    content = choice.logprobs.content if choice.logprobs else None
-    ids = choice.token_ids
-    values = choice.logprobs.token_logprobs if choice.logprobs else None
-    if content is not None:
-        ids = [token.id for token in content if token.id is not None]
-        values = [token.logprob for token in content]
-    if not ids:
+    if not choice.token_ids:
         raise ServerError(f"{dialect.name} returned no token ids: a server this old cannot be sampled from")
-    logprobs = [value for value in values or [] if value is not None]
-    if len(logprobs) != len(ids):
-        raise ServerError(f"{dialect.name} returned {len(ids)} tokens but {len(logprobs)} log-probabilities")
-    return ids, logprobs
+    logprobs = [value for value in (choice.logprobs.token_logprobs if choice.logprobs else []) if value is not None]
+    if len(logprobs) != len(choice.token_ids):
+        raise ServerError(
+            f"{dialect.name} returned {len(choice.token_ids)} tokens but {len(logprobs)} log-probabilities"
+        )
+    return choice.token_ids, logprobs
 
 
 def read_text(

@@ -6,9 +6,11 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from crucible_train.adapters.openai_compatible.answers import Completion, read
+from crucible_train.adapters.openai_compatible import llama_cpp
+from crucible_train.adapters.openai_compatible.answers import Completion
+from crucible_train.adapters.openai_compatible.asking import complete
 from crucible_train.adapters.openai_compatible.probe import Server, find_server
-from crucible_train.adapters.openai_compatible.reading import ids_and_logprobs, read_samples, read_text
+from crucible_train.adapters.openai_compatible.reading import read_samples, read_text
 from crucible_train.adapters.openai_compatible.text import exact_text
 from crucible_train.adapters.openai_compatible.transport import Transport
 from crucible_train.config.server import ServerConfig
@@ -19,17 +21,14 @@ from crucible_train.types import ModelInput, SamplingParams, TokensWithLogprobs
 
 T = TypeVar("T")
 
-# Above any sum of logits: the token that has it is taken, while its log-probability is told as it was before.
-_FORCING_BIAS = 1e4
 _GREEDY_ONE = SamplingParams(1, temperature=0.0)
 
 
 @dataclass(slots=True, eq=False)
 class _Link:
-    """What belongs to one event loop: connections, and the places that requests wait for."""
+    """What belongs to one event loop: the places that requests wait for."""
 
     loop: asyncio.AbstractEventLoop
-    transport: Transport
     finding: asyncio.Lock = field(default_factory=asyncio.Lock)
     places: asyncio.Semaphore | None = None
 
@@ -62,8 +61,7 @@ class OpenAICompatibleSampler:
         self._config = config
         self._tokenizer = tokenizer
         self._report = report
-        self._make_transport = lambda: Transport(config, _key(config.api_key_env), sleep)
-        _key(config.api_key_env)
+        self._transport = Transport(config, _key(config.api_key_env), sleep)
         self._server: Server | None = None
         self._link: _Link | None = None
 
@@ -120,50 +118,41 @@ class OpenAICompatibleSampler:
         if scoring is None:
             raise ConfigError(f"server: {server.dialect.name} gives no log-probabilities of a prompt")
         if scoring == "forced":
-            return [None, *await _all(self._forced(server, link, ids[:end], ids[end]) for end in range(1, len(ids)))]
+            return [None, *await _all(self._score(link, ids[:end], ids[end]) for end in range(1, len(ids)))]
         body = {"prompt": ids, "seed": 0} | server.dialect.fields(_GREEDY_ONE)
         body |= {"prompt_logprobs": 0} if scoring == "prompt_logprobs" else {"echo": True}
         choice = (await self._ask(link, body)).choices[0]
         if scoring == "prompt_logprobs":
             rows = choice.prompt_logprobs or []
             pairs = zip(ids, rows, strict=False)
-            found = [row[token].logprob if row and token in row else None for token, row in pairs]
+            found: list[float | None] = [row[token].logprob if row and token in row else None for token, row in pairs]
         else:
-            found = list((choice.logprobs.token_logprobs if choice.logprobs else None) or [])[: len(ids)]
+            found = list(choice.logprobs.token_logprobs if choice.logprobs else [])[: len(ids)]
         if len(found) != len(ids) or None in found[1:]:
             raise ServerError(f"{server.dialect.name} did not give the log-probability of every token of a prompt")
         return [None, *found[1:]]
 
-    async def close(self) -> None:
-        """Close the connections of the running event loop."""
-        link, self._link = self._link, None
-        if link is not None and link.loop is asyncio.get_running_loop():
-            await link.transport.close()
-
-    async def _forced(self, server: Server, link: _Link, before: list[int], token: int) -> float:
-        """The log-probability of a token after others, which the server is made to write."""
-        body = {"prompt": before, "seed": 0, "logit_bias": [[token, _FORCING_BIAS]]}
-        completion = await self._ask(link, body | server.dialect.fields(_GREEDY_ONE))
-        (written, *_), (logprob, *_) = ids_and_logprobs(completion.choices[0], server.dialect)
-        if written != token:
-            raise ServerError(f"{server.dialect.name} wrote token {written} where it was made to write {token}")
-        return logprob
+    async def _score(self, link: _Link, before: list[int], token: int) -> float:
+        assert link.places is not None
+        async with link.places:
+            return await llama_cpp.score(self._transport, before, token, self._tokenizer.vocab_size)
 
     async def _ask(self, link: _Link, body: dict[str, Any]) -> Completion:
         assert link.places is not None
         assert self._server is not None
         async with link.places:
-            return read(Completion, await link.transport.post("/v1/completions", {"model": self._server.model} | body))
+            body = {"model": self._server.model} | body
+            return await complete(self._transport, self._server.dialect, body, self._tokenizer.vocab_size)
 
     async def _found(self) -> tuple[Server, _Link]:
-        """The server, asked on first use, and the connections of this event loop."""
+        """The server, asked on first use, and the places of this event loop."""
         loop = asyncio.get_running_loop()
         if self._link is None or self._link.loop is not loop:
-            self._link = _Link(loop, self._make_transport())
+            self._link = _Link(loop)
         link = self._link
         async with link.finding:
             if self._server is None:
-                self._server = await find_server(link.transport, self._config, self._tokenizer)
+                self._server = await find_server(self._transport, self._config, self._tokenizer)
                 self._report(self._server.described())
             if link.places is None:
                 is_serial = self._server.dialect.is_serial
