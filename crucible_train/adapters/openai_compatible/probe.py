@@ -45,7 +45,7 @@ async def find_server(transport: Transport, config: ServerConfig, tokenizer: Tok
         ConfigError: it is of no kind that is known, or lacks what is needed.
         ServerError: it does not answer.
     """
-    models = await _models(transport)
+    models = [] if config.model and config.server != "auto" else await _models(transport)
     model = config.model or _only(models)
     kind = config.server
     if kind == "auto":

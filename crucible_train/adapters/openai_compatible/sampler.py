@@ -166,9 +166,7 @@ class OpenAICompatibleSampler:
         if not ids:
             raise InputError("a prompt must hold at least one token")
         if max(ids) >= (size := self._tokenizer.vocab_size):
-            raise InputError(
-                f"token {max(ids)} of the prompt is out of the range of {self._tokenizer.name}: 0 to {size - 1}"
-            )
+            raise InputError(f"token {max(ids)} of the prompt is out of range: {self._tokenizer.name} has {size}")
         return ids
 
 
