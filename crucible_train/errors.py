@@ -10,7 +10,8 @@
     │   ├── TrainingError         a step that produced no usable update
     │   ├── RolloutError          an episode that failed where the configuration tolerates none
     │   ├── CheckpointError       no checkpoint can be trusted
-    │   └── ArtifactError         a stored blob is missing or is not what its digest says
+    │   ├── ArtifactError         a stored blob is missing or is not what its digest says
+    │   └── ServerError           a model server gives no answer, or one that cannot be used
     └── Interrupted       130/143  a person or the system asked the run to stop; it was saved
 
 Each class also derives from the built-in error it refines, so ``except ValueError`` works as expected.
@@ -71,6 +72,10 @@ class CheckpointError(RunError):
 
 class ArtifactError(RunError):
     """A stored artifact is missing or damaged."""
+
+
+class ServerError(RunError):
+    """A model server gives no answer, or one that cannot be used."""
 
 
 class Interrupted(CrucibleError):

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from crucible_train.config.sections import EngineConfig, PeftConfig
+from crucible_train.config.server import ServerConfig
 from crucible_train.errors import ConfigError
-from crucible_train.ports import BlobStore, DatasetStore, MetricsLogger, Tokenizer, TrainingClient
+from crucible_train.ports import BlobStore, DatasetStore, MetricsLogger, SamplingClient, Tokenizer, TrainingClient
 from crucible_train.types import Estimate, Hardware
 
 if TYPE_CHECKING:
@@ -77,6 +78,13 @@ def training_client(
     settings = _engine_settings(engine, hardware, state_dir, seed)
     client = LocalBackend(model_dir, tokenizer(model_dir), settings, _lora(peft), adapter=adapter, name=name)
     return conforming(client, TrainingClient, "training client")
+
+
+def sampling_client(server: ServerConfig, tokenizer: Tokenizer, report: Callable[[str], None]) -> SamplingClient:
+    """A model server; ``tokenizer`` is that of its model, and ``report`` gets a line on what the server can do."""
+    from crucible_train.adapters.openai_compatible.sampler import OpenAICompatibleSampler
+
+    return conforming(OpenAICompatibleSampler(server, tokenizer, report), SamplingClient, "sampling client")
 
 
 def estimate(

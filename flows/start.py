@@ -22,6 +22,7 @@ PACKAGES = (
     "yaml",
     "jinja2",
     "filelock",
+    "httpx",
     "rich",
     "matplotlib",
     "prefect",

@@ -1,4 +1,4 @@
-"""The training adapters, each a way to make clients on the tiny model; they are closed when the test ends."""
+"""The training adapters, each a way to make clients on the tiny model, closed when the test ends; and model servers."""
 
 import asyncio
 import gc
@@ -9,7 +9,11 @@ from typing import Any
 import pytest
 
 from crucible_train import wiring
-from crucible_train.ports import Tokenizer, TrainingClient
+from crucible_train.config.server import ServerConfig
+from crucible_train.ports import SamplingClient, Tokenizer, TrainingClient
+from tests.model_servers.llama_cpp import llama_cpp
+from tests.model_servers.running import running
+from tests.model_servers.stub import StubServer
 
 
 @pytest.fixture(scope="session")
@@ -40,3 +44,27 @@ def local_client(
     yield build
     for client in made:
         asyncio.run(client.close())
+
+
+@pytest.fixture(scope="session")
+def vllm_client(smollm2_tokenizer: Tokenizer) -> Iterator[SamplingClient]:
+    """A toy model behind a server that behaves as vLLM documents."""
+    with running(StubServer(smollm2_tokenizer.decode, smollm2_tokenizer.vocab_size)) as url:
+        yield wiring.sampling_client(ServerConfig(base_url=url), smollm2_tokenizer, lambda _: None)
+
+
+@pytest.fixture(scope="session")
+def sglang_client(smollm2_tokenizer: Tokenizer) -> Iterator[SamplingClient]:
+    """The same, as SGLang documents."""
+    with running(StubServer(smollm2_tokenizer.decode, smollm2_tokenizer.vocab_size, "sglang")) as url:
+        yield wiring.sampling_client(ServerConfig(base_url=url), smollm2_tokenizer, lambda _: None)
+
+
+@pytest.fixture(scope="session")
+def llama_cpp_client(
+    tiny_model: Path, smollm2_tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[SamplingClient]:
+    """The tiny model behind llama.cpp's own server."""
+    pytest.importorskip("xllamacpp", reason="install the extra `servers`")
+    with llama_cpp(tiny_model, tmp_path_factory.mktemp("gguf")) as url:
+        yield wiring.sampling_client(ServerConfig(base_url=url), smollm2_tokenizer, lambda _: None)

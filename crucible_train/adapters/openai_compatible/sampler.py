@@ -1,0 +1,202 @@
+"""The sampling client: requests of bounded number, put in the server's dialect."""
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from crucible_train.adapters.openai_compatible import llama_cpp
+from crucible_train.adapters.openai_compatible.answers import Completion
+from crucible_train.adapters.openai_compatible.asking import complete
+from crucible_train.adapters.openai_compatible.probe import Server, find_server
+from crucible_train.adapters.openai_compatible.reading import read_samples, read_text
+from crucible_train.adapters.openai_compatible.text import exact_text
+from crucible_train.adapters.openai_compatible.transport import Transport
+from crucible_train.config.server import ServerConfig
+from crucible_train.errors import ConfigError, InputError, ServerError
+from crucible_train.ports import Tokenizer
+from crucible_train.seeds import fold
+from crucible_train.types import ModelInput, SamplingParams, TokensWithLogprobs
+
+T = TypeVar("T")
+
+_GREEDY_ONE = SamplingParams(1, temperature=0.0)
+
+
+@dataclass(slots=True, eq=False)
+class _Link:
+    """What belongs to one event loop: the places that requests wait for."""
+
+    loop: asyncio.AbstractEventLoop
+    finding: asyncio.Lock = field(default_factory=asyncio.Lock)
+    places: asyncio.Semaphore | None = None
+
+
+class OpenAICompatibleSampler:
+    """Samples from the model of a server. ``tokenizer`` must be the server's own.
+
+    The server is asked once what it is; ``report`` gets the line that says so. How far a seed decides is the server's
+    business: vLLM and llama.cpp draw from the request's own generator, but logits may differ by rounding with what else
+    is in the batch; SGLang heeds it in its deterministic mode only.
+
+    Args:
+        config: where the server is and how it is asked.
+        tokenizer: turns ids into text and back, for stop texts and for servers that take text only.
+        report: takes one line on what was found.
+        sleep: waits between tries.
+
+    Raises:
+        ConfigError: the environment variable of the key is not set, or holds what no header can.
+    """
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        tokenizer: Tokenizer,
+        report: Callable[[str], None],
+        sleep: Callable[[float], Awaitable[Any]] = asyncio.sleep,
+    ) -> None:
+        """Ask nothing yet."""
+        self._config = config
+        self._tokenizer = tokenizer
+        self._report = report
+        self._transport = Transport(config, _key(config.api_key_env), sleep)
+        self._server: Server | None = None
+        self._link: _Link | None = None
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer it was given."""
+        return self._tokenizer
+
+    async def sample(
+        self, prompt: ModelInput, num_samples: int, params: SamplingParams
+    ) -> Sequence[TokensWithLogprobs]:
+        """Write ``num_samples`` continuations of ``prompt``.
+
+        Raises:
+            InputError: the prompt or the parameters cannot be put to this server.
+            ServerError: the server gives no answer that can be used.
+        """
+        ids = self._ids(prompt)
+        if num_samples == 0:
+            return []
+        server, link = await self._found()
+        dialect = server.dialect
+        if dialect.takes_ids and not server.has_raw_logprobs and not _is_unchanged(params):
+            raise ConfigError(
+                f"temperature: {dialect.name} as started gives log-probabilities after temperature and filters; sample "
+                "with temperature 1, top_p 1, top_k 0 and min_p 0, or start it so that it returns the model's own"
+            )
+        body: dict[str, Any] = {
+            "prompt": ids if dialect.takes_ids else exact_text(self._tokenizer, ids)
+        } | dialect.fields(params)
+        if dialect.takes_n:
+            body |= {"n": num_samples, "seed": _seed(params, 0)}
+            return read_samples(await self._ask(link, body), num_samples, params, dialect, self._tokenizer)
+
+        async def one(index: int) -> TokensWithLogprobs:
+            completion = await self._ask(link, body | {"seed": _seed(params, index)})
+            if dialect.takes_ids:
+                return read_samples(completion, 1, params, dialect, self._tokenizer)[0]
+            mode = self._config.text_answers
+            assert mode != "refuse"
+            return read_text(completion, len(ids), params, dialect, self._tokenizer, mode)
+
+        return await _all(one(index) for index in range(num_samples))
+
+    async def compute_logprobs(self, model_input: ModelInput) -> Sequence[float | None]:
+        """The log-probability of each token given those before it; None for the first.
+
+        Raises:
+            ConfigError: this server scores no prompts.
+            ServerError: the server gives no answer that can be used.
+        """
+        ids = self._ids(model_input)
+        server, link = await self._found()
+        scoring = server.dialect.scoring
+        if scoring is None:
+            raise ConfigError(f"server: {server.dialect.name} gives no log-probabilities of a prompt")
+        if scoring == "forced":
+            return [None, *await _all(self._score(link, ids[:end], ids[end]) for end in range(1, len(ids)))]
+        body = {"prompt": ids, "seed": 0} | server.dialect.fields(_GREEDY_ONE)
+        body |= {"prompt_logprobs": 0} if scoring == "prompt_logprobs" else {"echo": True}
+        choice = (await self._ask(link, body)).choices[0]
+        if scoring == "prompt_logprobs":
+            rows = choice.prompt_logprobs or []
+            pairs = zip(ids, rows, strict=False)
+            found: list[float | None] = [row[token].logprob if row and token in row else None for token, row in pairs]
+        else:
+            found = list(choice.logprobs.token_logprobs if choice.logprobs else [])[: len(ids)]
+        if len(found) != len(ids) or None in found[1:]:
+            raise ServerError(f"{server.dialect.name} did not give the log-probability of every token of a prompt")
+        return [None, *found[1:]]
+
+    async def _score(self, link: _Link, before: list[int], token: int) -> float:
+        assert link.places is not None
+        async with link.places:
+            return await llama_cpp.score(self._transport, before, token, self._tokenizer.vocab_size)
+
+    async def _ask(self, link: _Link, body: dict[str, Any]) -> Completion:
+        assert link.places is not None
+        assert self._server is not None
+        async with link.places:
+            body = {"model": self._server.model} | body
+            return await complete(self._transport, self._server.dialect, body, self._tokenizer.vocab_size)
+
+    async def _found(self) -> tuple[Server, _Link]:
+        """The server, asked on first use, and the places of this event loop."""
+        loop = asyncio.get_running_loop()
+        if self._link is None or self._link.loop is not loop:
+            self._link = _Link(loop)
+        link = self._link
+        async with link.finding:
+            if self._server is None:
+                self._server = await find_server(self._transport, self._config, self._tokenizer)
+                self._report(self._server.described())
+            if link.places is None:
+                is_serial = self._server.dialect.is_serial
+                link.places = asyncio.Semaphore(1 if is_serial else self._config.max_concurrency)
+        return self._server, link
+
+    def _ids(self, prompt: ModelInput) -> list[int]:
+        if not prompt.is_text:
+            raise InputError("a prompt with images cannot be sent to /v1/completions")
+        ids = prompt.to_ints()
+        if not ids:
+            raise InputError("a prompt must hold at least one token")
+        if max(ids) >= (size := self._tokenizer.vocab_size):
+            raise InputError(f"token {max(ids)} of the prompt is out of range: {self._tokenizer.name} has {size}")
+        return ids
+
+
+def _is_unchanged(params: SamplingParams) -> bool:
+    """Whether tokens are drawn from the model's own distribution."""
+    return (params.temperature, params.top_p, params.top_k, params.min_p) == (1.0, 1.0, 0, 0.0)
+
+
+def _seed(params: SamplingParams, index: int) -> int:
+    """31 bits, which every server takes; no two seeds are near, as a server adds the sample's index to it."""
+    return fold(params.seed, "sample", index) & 0x7FFF_FFFF
+
+
+def _key(variable: str) -> str | None:
+    if not variable:
+        return None
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise ConfigError(f"api_key_env: the environment variable {variable} is not set")
+    if not (key.isascii() and key.isprintable()):
+        raise ConfigError(f"api_key_env: the environment variable {variable} does not hold a key")
+    return key
+
+
+async def _all(some: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """Await all; where one fails or the caller leaves, the others are cancelled first."""
+    tasks = [asyncio.create_task(each) for each in some]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
