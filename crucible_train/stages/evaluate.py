@@ -6,14 +6,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from crucible_train import files, terminal, wiring
+from crucible_train import files, terminal
 from crucible_train.evaluation.answers import Answer, Question, answer_metrics
 from crucible_train.evaluation.nll import ExampleNll, nll_metrics, read_measured
-from crucible_train.ports import TrainingClient
 from crucible_train.recipes.sft import SFTConfig
-from crucible_train.stages.base import Stage, in_thread
+from crucible_train.stages.base import Stage
 from crucible_train.stages.held_out import HeldOutRows
-from crucible_train.stages.train import ADAPTER, MEASURED, MODEL, RESULT, hardware_identity
+from crucible_train.stages.publishing import open_client
+from crucible_train.stages.train import MEASURED, RESULT, hardware_identity
 from crucible_train.types import ArtifactRef, Hardware
 
 RESULTS = "results.jsonl"
@@ -46,6 +46,8 @@ class Evaluate(Stage[SFTConfig]):
         "seeds",
         "stages.chat_format",
         "stages.held_out",
+        "losses",
+        "stages.publishing",
         "adapters.torch_local",
     )
     libraries = ("torch", "transformers", "peft")
@@ -68,21 +70,7 @@ class Evaluate(Stage[SFTConfig]):
         if not held_out.questions and (known is not None or not held_out.examples):
             _write(known or [], [], [], folder)
             return
-        full = trained is not None and (trained / MODEL).is_dir()
-
-        def load() -> TrainingClient:
-            return wiring.training_client(
-                trained / MODEL if trained is not None and full else inputs["model"],
-                config.peft,
-                config.engine,
-                self._hardware,
-                folder / "unused",
-                name=config.model,
-                seed=config.seed,
-                adapter=trained / ADAPTER if trained is not None and not full else None,
-            )
-
-        client = await in_thread(load)
+        client = await open_client(config, inputs["model"], self._hardware, folder / "unused", trained)
         try:
             found = known if known is not None else await held_out.nll(client)
             _write(found, held_out.questions, await held_out.answers(client), folder)

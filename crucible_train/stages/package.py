@@ -19,7 +19,7 @@ from crucible_train.report.summary import model_card, summary
 from crucible_train.stages.base import Stage
 from crucible_train.stages.chat_format import renderer_record
 from crucible_train.stages.prepare_model import base_name
-from crucible_train.stages.train import ADAPTER, MODEL
+from crucible_train.stages.publishing import ADAPTER, MODEL
 from crucible_train.types import ArtifactRef, Hardware
 
 PUBLISHED = "model"

@@ -16,20 +16,16 @@ from crucible_train.loop.training import TrainingResult, peak_rate
 from crucible_train.metrics_file import METRICS_FILE
 from crucible_train.ports import MetricsLogger, ModelInfo, RunInfo, RunStatus, TrainingClient
 from crucible_train.recipes.sft import SFTConfig, plan_of, train
-from crucible_train.renderers import FastTokenizer
 from crucible_train.renderers.record import RECORD_FILE
-from crucible_train.stages.base import Stage, in_thread
+from crucible_train.stages.base import Stage
 from crucible_train.stages.chat_format import renderer_record
 from crucible_train.stages.held_out import HeldOutRows
-from crucible_train.stages.prepare_model import base_name
+from crucible_train.stages.publishing import open_client, publish_weights, what_is_trained
 from crucible_train.types import ArtifactRef, Hardware
 
-ADAPTER = "adapter"
-MODEL = "model"
 RESULT = "result.json"
 MEASURED = "held_out_nll.json"
 _ANSWER_FIELDS = ("max_new_tokens", "temperature", "top_p", "scorers")
-_NOT_PUBLISHED = ("optimizer.safetensors", "loop.json", "metrics.jsonl", RECORD_FILE)
 
 
 class Train(Stage[SFTConfig]):
@@ -71,6 +67,8 @@ class Train(Stage[SFTConfig]):
         "renderers",
         "stages.chat_format",
         "stages.held_out",
+        "losses",
+        "stages.publishing",
         "adapters.torch_local",
     )
     libraries = ("torch", "transformers", "peft")
@@ -103,18 +101,7 @@ class Train(Stage[SFTConfig]):
         config = self.config
         logger = wiring.metrics_logger(config.report_to, terminal.say)
 
-        def load() -> TrainingClient:
-            return wiring.training_client(
-                inputs["model"],
-                config.peft,
-                config.engine,
-                self._hardware,
-                self._run_dir / "checkpoints",
-                name=base_name(config.model),
-                seed=config.seed,
-            )
-
-        client = await in_thread(load)
+        client = await open_client(config, inputs["model"], self._hardware, self._run_dir / "checkpoints")
         try:
             result = await self._train(client, logger, inputs)
         finally:
@@ -153,14 +140,13 @@ class Train(Stage[SFTConfig]):
         return result
 
     def _publish(self, model_dir: Path, result: TrainingResult, folder: Path) -> None:
-        checkpoint = self._run_dir / "checkpoints" / checkpoints.checkpoint_name(result.published_step)
-        checkpoints.verify(checkpoint)
-        target = folder / (ADAPTER if self.config.peft.use_peft else MODEL)
-        for name in files.read_json(checkpoint / checkpoints.MANIFEST)["files"]:
-            if name not in _NOT_PUBLISHED:
-                files.copy_file(checkpoint / name, target / name)
-        if not self.config.peft.use_peft:
-            FastTokenizer.from_folder(model_dir).to_folder(target)
+        publish_weights(
+            self._run_dir,
+            result.published_step,
+            is_adapter=self.config.peft.use_peft,
+            model_dir=model_dir,
+            folder=folder,
+        )
         found = read_measured(self._run_dir / "eval" / MEASURED, result.published_step)
         if found is not None:
             write_measured(folder / MEASURED, result.published_step, found)
@@ -178,12 +164,11 @@ _NLL_METRICS = ("eval/nll", "eval/perplexity", "eval/bits_per_byte")
 
 def _describe(config: SFTConfig, model: ModelInfo, num_steps: int) -> None:
     """Say what is about to be trained, and how far."""
-    method = f"LoRA of rank {config.peft.lora_r}" if config.peft.use_peft else "all weights"
     batch = config.train.per_device_train_batch_size * config.train.gradient_accumulation_steps
     terminal.field(
         "train",
-        f"{method}: {model.num_trainable_params / 1e6:,.1f} of {model.num_params / 1e6:,.1f} million weights; "
-        f"{num_steps} steps of {batch}, peak rate {peak_rate(config.train, config.peft, model.hidden_size):g}",
+        f"{what_is_trained(config, model)}; {num_steps} steps of {batch}, "
+        f"peak rate {peak_rate(config.train, config.peft, model.hidden_size):g}",
     )
 
 

@@ -1,0 +1,60 @@
+"""From a run's checkpoint to the weights that it publishes: what every training stage ends with."""
+
+from pathlib import Path
+
+from crucible_train import checkpoints, files, wiring
+from crucible_train.config.run_config import RunConfig
+from crucible_train.ports import ModelInfo, TrainingClient
+from crucible_train.renderers import FastTokenizer
+from crucible_train.renderers.record import RECORD_FILE
+from crucible_train.stages.base import in_thread
+from crucible_train.stages.prepare_model import base_name
+from crucible_train.types import Hardware
+
+ADAPTER = "adapter"
+MODEL = "model"
+_NOT_PUBLISHED = ("optimizer.safetensors", "loop.json", "metrics.jsonl", "rollouts.json", RECORD_FILE)
+
+
+async def open_client(
+    config: RunConfig, model_dir: Path, hardware: Hardware, state_dir: Path, trained: Path | None = None
+) -> TrainingClient:
+    """The model of a configuration, loaded in a thread; as it was ``trained`` where that stage's output is given."""
+    weights = None if trained is None else trained / MODEL
+    is_full = weights is not None and weights.is_dir()
+
+    def load() -> TrainingClient:
+        return wiring.training_client(
+            weights if weights is not None and is_full else model_dir,
+            config.peft,
+            config.engine,
+            hardware,
+            state_dir,
+            name=base_name(config.model),
+            seed=config.seed,
+            adapter=trained / ADAPTER if trained is not None and not is_full else None,
+        )
+
+    return await in_thread(load)
+
+
+def publish_weights(run_dir: Path, step: int, *, is_adapter: bool, model_dir: Path, folder: Path) -> None:
+    """Copy the weights of a checkpoint into a stage's output; whole models get their tokenizer beside them.
+
+    Raises:
+        CheckpointError: the checkpoint is missing or damaged.
+    """
+    checkpoint = run_dir / "checkpoints" / checkpoints.checkpoint_name(step)
+    checkpoints.verify(checkpoint)
+    target = folder / (ADAPTER if is_adapter else MODEL)
+    for name in files.read_json(checkpoint / checkpoints.MANIFEST)["files"]:
+        if name not in _NOT_PUBLISHED:
+            files.copy_file(checkpoint / name, target / name)
+    if not is_adapter:
+        FastTokenizer.from_folder(model_dir).to_folder(target)
+
+
+def what_is_trained(config: RunConfig, model: ModelInfo) -> str:
+    """In words: the adapter's rank or all weights, and how many of the model's they are."""
+    method = f"LoRA of rank {config.peft.lora_r}" if config.peft.use_peft else "all weights"
+    return f"{method}: {model.num_trainable_params / 1e6:,.1f} of {model.num_params / 1e6:,.1f} million weights"

@@ -1,0 +1,72 @@
+"""Measuring a model on held-out problems."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from crucible_train import files, terminal
+from crucible_train.recipes.rl import RLConfig
+from crucible_train.rl.held_out import held_out_metrics, play_held_out
+from crucible_train.rl.rollout_config import RolloutConfig
+from crucible_train.stages.base import Stage
+from crucible_train.stages.publishing import open_client
+from crucible_train.stages.rl.problems import PROBLEM_CODE, PROBLEM_FIELDS, problem_set, sources
+from crucible_train.stages.train import hardware_identity
+from crucible_train.types import ArtifactRef, Hardware
+
+RESULTS = "results.jsonl"
+SUMMARY = "summary.json"
+
+
+class EvaluateRL(Stage[RLConfig]):
+    """Plays every held-out problem once."""
+
+    name = "evaluate_rl"
+    reads = (*PROBLEM_FIELDS, "model", "peft", "rollout", "eval.temperature")
+    uses = ("engine",)
+    code = (*PROBLEM_CODE, "stages.rl.problems", "stages.publishing", "adapters.torch_local")
+    libraries = ("torch", "transformers", "peft")
+
+    def __init__(self, config: RLConfig, hardware: Hardware) -> None:
+        """Measure on this hardware."""
+        super().__init__(config)
+        self._hardware = hardware
+
+    def identity(self, inputs: Mapping[str, ArtifactRef]) -> dict[str, Any]:
+        """Device and precision decide the bits of the output, and so does what the environment reads."""
+        more = {"hardware": hardware_identity(self._hardware), "sources": sources(self.config)}
+        return super().identity(inputs) | more
+
+    async def run(self, inputs: Mapping[str, Path], folder: Path) -> None:
+        """Measure the base model, or, where ``trained`` is among the inputs, the trained one."""
+        config = self.config
+        client = await open_client(config, inputs["model"], self._hardware, folder / "unused", inputs.get("trained"))
+        try:
+            held_out = problem_set(config, inputs["model"], client.tokenizer()).held_out
+            played = await play_held_out(
+                client.sampling_client(), held_out, measured_as(config), config.seed, tell_failure
+            )
+        finally:
+            await client.close()
+        rows = [one.to_json() for one in played]
+        files.write_text(folder / RESULTS, "".join(json.dumps(row) + "\n" for row in rows))
+        files.write_json(folder / SUMMARY, {"metrics": held_out_metrics(rows), "num_problems": len(rows)})
+
+
+def measured_as(config: RLConfig) -> RolloutConfig:
+    """How held-out problems are played: at the temperature of the evaluation, from the whole distribution."""
+    plain = {"temperature": config.eval.temperature, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
+    return config.rollout.model_copy(update={k: v for k, v in plain.items() if k in type(config.rollout).model_fields})
+
+
+def tell_failure(problem: str, error: str) -> None:
+    """Say that an episode failed."""
+    terminal.field("failed", f"{problem}: {error}")
+
+
+def report(name: str, summary: Mapping[str, Any], *, is_cached: bool) -> None:
+    """Say what was measured."""
+    shown = "  ".join(f"{key.removeprefix('eval/')} {value:.4g}" for key, value in summary["metrics"].items())
+    cached = " [cached]" if is_cached else ""
+    terminal.field(name, f"{shown}  over {summary['num_problems']} held-out problems{cached}")

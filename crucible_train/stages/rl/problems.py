@@ -1,0 +1,51 @@
+"""The problems of a run: made of the configuration and the model's chat format."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from crucible_train import wiring
+from crucible_train.ports import Tokenizer
+from crucible_train.recipes.rl import RLConfig
+from crucible_train.renderers import Renderer, get_renderer
+from crucible_train.rl.environments import problems
+from crucible_train.rl.problem_set import ProblemSet
+from crucible_train.stages.chat_format import renderer_spec
+from crucible_train.stages.prepare_data import source_of
+
+PROBLEM_FIELDS = ("seed", "env", "data.renderer", "data.renderer_options")
+"""What decides which problems there are."""
+PROBLEM_CODE = ("rl", "renderers", "types", "seeds", "evaluation.scorers", "data", "stages.chat_format")
+
+
+def problem_set(config: RLConfig, model_dir: Path, tokenizer: Tokenizer) -> ProblemSet:
+    """The problems of a configuration for a model.
+
+    Raises:
+        ConfigError: the environment or an option is wrong, or a library is missing.
+        DataError: a data set cannot be used.
+    """
+    return problems(
+        config.env.name,
+        config.env.options,
+        renderer_of(config, model_dir, tokenizer),
+        config.seed,
+        wiring.dataset_store(),
+    )
+
+
+def renderer_of(config: RLConfig, model_dir: Path, tokenizer: Tokenizer) -> Renderer:
+    """The chat format of a configuration for a model."""
+    spec = renderer_spec(config, model_dir, tokenizer)
+    return get_renderer(spec.name, tokenizer, **spec.options)
+
+
+def sources(config: RLConfig) -> Mapping[str, Any]:
+    """The digests of the data sets that the environment's options name: their content decides the problems.
+
+    Raises:
+        DataError: there is none of that name.
+    """
+    store = wiring.dataset_store()
+    named = {name: config.env.options.get(name) for name in ("dataset", "eval_dataset")}
+    return {name: store.describe(source_of(path)).sha256 for name, path in named.items() if isinstance(path, str)}

@@ -1,0 +1,192 @@
+"""Training, in a run directory that is its working place and its record."""
+
+import contextlib
+import json
+import shutil
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from crucible_train import checkpoints, files, terminal, wiring
+from crucible_train.config.redaction import redacted
+from crucible_train.config.sections import PeftConfig
+from crucible_train.loop.run import Cadence, TrainingRun
+from crucible_train.loop.training import TrainingResult, peak_rate
+from crucible_train.metrics_file import METRICS_FILE
+from crucible_train.ports import MetricsLogger, RunInfo, RunStatus, TrainingClient
+from crucible_train.recipes.rl import Reference, RLConfig, Surroundings, train
+from crucible_train.renderers.record import RECORD_FILE
+from crucible_train.rl.batch import ScoredGroup
+from crucible_train.rl.held_out import held_out_metrics, play_held_out
+from crucible_train.stages.base import Stage
+from crucible_train.stages.chat_format import renderer_record
+from crucible_train.stages.publishing import open_client, publish_weights, what_is_trained
+from crucible_train.stages.rl import logged_groups
+from crucible_train.stages.rl.evaluate import RESULTS, measured_as, tell_failure
+from crucible_train.stages.rl.problems import PROBLEM_CODE, PROBLEM_FIELDS, problem_set, sources
+from crucible_train.stages.train import RESULT, hardware_identity
+from crucible_train.trace import Trace
+from crucible_train.types import ArtifactRef, CrossEntropy, Datum, Hardware
+
+TRACE = "trace.json"
+
+
+class TrainRL(Stage[RLConfig]):
+    """Trains the model on its own answers."""
+
+    name = "train_rl"
+    reads = (
+        *PROBLEM_FIELDS,
+        "model",
+        "peft",
+        "rollout",
+        "algorithm",
+        "schedule",
+        "train",
+        "eval",
+        "num_logged_groups",
+        "engine.micro_batch_tokens",
+        "engine.activation_checkpointing",
+        "checkpoint.load_best_model_at_end",
+    )
+    uses = ("engine", "checkpoint", "report_to")
+    code = (
+        *PROBLEM_CODE,
+        "recipes.rl",
+        "loop",
+        "losses",
+        "schedules",
+        "stages.rl",
+        "stages.publishing",
+        "adapters.torch_local",
+    )
+    libraries = ("torch", "transformers", "peft")
+
+    def __init__(self, config: RLConfig, hardware: Hardware, run_dir: Path) -> None:
+        """Train on this hardware in this run directory."""
+        super().__init__(config)
+        self._whole_config = config
+        self._hardware = hardware
+        self._run_dir = run_dir
+
+    def identity(self, inputs: Mapping[str, ArtifactRef]) -> dict[str, Any]:
+        """Device, precision and threads decide the bits of the output, as does what the environment reads.
+
+        What was measured ``before`` does not: its numbers follow from the model, the problems and the hardware.
+        """
+        deciding = {name: ref for name, ref in inputs.items() if name != "before"}
+        more = {"hardware": hardware_identity(self._hardware), "sources": sources(self.config)}
+        identity = super().identity(deciding) | more
+        start = self.config.checkpoint.resume_from_checkpoint
+        if start not in ("auto", "never"):
+            manifest = Path(start).expanduser() / checkpoints.MANIFEST
+            identity["start"] = files.sha256_file(manifest) if manifest.is_file() else start
+        return identity
+
+    async def run(self, inputs: Mapping[str, Path], folder: Path) -> None:
+        """Train, and put the published weights, the metrics, chosen groups and the result into ``folder``."""
+        config = self.config
+        logger = wiring.metrics_logger(config.report_to, terminal.say)
+        client = await open_client(config, inputs["model"], self._hardware, self._run_dir / "checkpoints")
+        try:
+            async with self._reference(client, inputs["model"]) as reference:
+                result = await self._train(client, reference, logger, inputs)
+        finally:
+            await client.close()
+        publish_weights(
+            self._run_dir,
+            result.published_step,
+            is_adapter=config.peft.use_peft,
+            model_dir=inputs["model"],
+            folder=folder,
+        )
+        files.copy_file(self._run_dir / METRICS_FILE, folder / METRICS_FILE)
+        (self._run_dir / logged_groups.FOLDER).mkdir(exist_ok=True)
+        shutil.copytree(self._run_dir / logged_groups.FOLDER, folder / logged_groups.FOLDER)
+        files.write_json(folder / RESULT, asdict(result))
+
+    async def _train(
+        self, client: TrainingClient, reference: Reference | None, logger: MetricsLogger, inputs: Mapping[str, Path]
+    ) -> TrainingResult:
+        config, num_steps = self.config, self.config.train.max_steps
+        problems = problem_set(config, inputs["model"], client.tokenizer())
+        watched = problems.held_out[: config.eval.num_step_problems]
+        trace = Trace()
+
+        def on_start(step: int) -> None:
+            logger.start(RunInfo(self._run_dir.name, self._run_dir, redacted(self._whole_config), num_steps, step))
+
+        async def evaluate(step: int) -> Mapping[str, float]:
+            with trace.span("evaluate", "training", step=step):
+                played = await play_held_out(
+                    client.sampling_client(), watched, measured_as(config), config.seed, tell_failure
+                )
+            return held_out_metrics([one.to_json() for one in played])
+
+        is_logged = Cadence.of(config.eval.eval_steps, num_steps)
+
+        def show(step: int, groups: Sequence[ScoredGroup]) -> None:
+            if config.num_logged_groups and (step == 1 or is_logged.is_due(step)):
+                logged_groups.keep(self._run_dir, step, groups[: config.num_logged_groups])
+
+        around = Surroundings(evaluate, reference, tell_failure, show, trace.span)
+        kept = {RECORD_FILE: renderer_record(config, inputs["model"], client.tokenizer()).to_bytes()}
+        run = TrainingRun(self._run_dir, client, logger, config.checkpoint, _report, on_start, kept)
+        _describe(config, client, problems.num_train)
+        status: RunStatus = "failed"
+        try:
+            first = _first_metrics(inputs.get("before"), len(watched))
+            result = await train(config, client, problems, around, run, first)
+            status = "done"
+        finally:
+            run.metrics.finish(status)
+            logger.finish(status)
+            trace.write(self._run_dir / TRACE)
+        return result
+
+    @contextlib.asynccontextmanager
+    async def _reference(self, client: TrainingClient, model_dir: Path) -> AsyncIterator[Reference | None]:
+        """The model before training: the adapter switched off, or, where all weights are trained, loaded once more."""
+        config = self.config
+        if not config.algorithm.kl_coef:
+            yield None
+        elif config.peft.use_peft:
+            yield lambda datums: _logprobs(client, datums, with_adapter=False)
+        else:
+            plain = config.model_copy(update={"peft": PeftConfig(use_peft=False)})
+            base = await open_client(plain, model_dir, self._hardware, self._run_dir / "unused")
+            try:
+                yield lambda datums: _logprobs(base, datums, with_adapter=True)
+            finally:
+                await base.close()
+
+
+async def _logprobs(client: TrainingClient, datums: Sequence[Datum], *, with_adapter: bool) -> Sequence[np.ndarray]:
+    return (await client.forward(datums, CrossEntropy(), with_adapter=with_adapter)).logprobs_D
+
+
+def _first_metrics(before: Path | None, num_watched: int) -> dict[str, float]:
+    """What the model before training got on the problems that are played while it trains."""
+    if before is None:
+        return {}
+    rows = [json.loads(line) for line in (before / RESULTS).read_text(encoding="utf-8").splitlines()]
+    return held_out_metrics(rows[:num_watched])
+
+
+def _describe(config: RLConfig, client: TrainingClient, num_problems: int | None) -> None:
+    """Say what is about to be trained, and how far."""
+    model, train_config = client.model_info(), config.train
+    of = "problems drawn without end" if num_problems is None else f"{num_problems:,} problems"
+    terminal.field(
+        "train",
+        f"{what_is_trained(config, model)}; {train_config.max_steps} steps of {train_config.groups_per_batch} x "
+        f"{train_config.num_generations} answers to {of}, "
+        f"peak rate {peak_rate(train_config, config.peft, model.hidden_size):g}",
+    )
+
+
+def _report(line: str) -> None:
+    terminal.field("run", line)
