@@ -1,26 +1,68 @@
-"""What a flow run's page shows: a summary with the loss curve, and tables."""
+"""What a flow run's page shows: a summary with a curve, and tables."""
 
 import base64
 import json
 from pathlib import Path
+from typing import Any
 
 from prefect.artifacts import acreate_image_artifact, acreate_markdown_artifact, acreate_table_artifact
 
 from crucible_train.stages.package import EVALUATION, LOSS_CURVE, SUMMARY_PAGE
+from crucible_train.stages.rl.package import REWARD_CURVE
 
 _MAX_CHARACTERS = 600
+_MAX_ROWS = 100
 
 
-async def publish(folder: Path) -> None:
+async def publish_sft(folder: Path) -> None:
     """Show the summary, the loss curve and the answers before and after of a packaged run."""
-    picture = base64.b64encode((folder / LOSS_CURVE).read_bytes()).decode()
-    url = f"data:image/png;base64,{picture}"
-    text = (folder / SUMMARY_PAGE).read_text(encoding="utf-8")
-    await acreate_markdown_artifact(f"{text}\n![loss]({url})\n", key="sft-summary", description="what the run gained")
-    await acreate_image_artifact(url, key="sft-loss", description="loss of every step, and held-out NLL")
+    await _publish("sft", folder, folder / LOSS_CURVE, "loss", "loss of every step, and held-out NLL")
     rows = _answers(folder / EVALUATION / "results.jsonl")
     if rows:
         await acreate_table_artifact(rows, key="sft-answers", description="held-out prompts, answered before and after")
+
+
+async def publish_rl(folder: Path) -> None:
+    """Show the summary, the reward curve and held-out problems played before and after of a packaged run."""
+    what = "mean reward of every step, and of held-out problems"
+    await _publish("rl", folder, folder / REWARD_CURVE, "reward", what)
+    rows = _played(folder / EVALUATION / "results.jsonl")
+    if rows:
+        await acreate_table_artifact(rows, key="rl-samples", description="held-out problems, played before and after")
+
+
+async def _publish(method: str, folder: Path, picture: Path, curve: str, what: str) -> None:
+    url, text = _data_url(picture), (folder / SUMMARY_PAGE).read_text(encoding="utf-8")
+    await acreate_markdown_artifact(
+        f"{text}\n![{curve}]({url})\n", key=f"{method}-summary", description="what the run gained"
+    )
+    await acreate_image_artifact(url, key=f"{method}-{curve}", description=what)
+
+
+def _data_url(picture: Path) -> str:
+    return f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"
+
+
+def _played(path: Path) -> list[dict[str, Any]]:
+    sides: dict[str, list[dict[str, Any]]] = {"before": [], "after": []}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        sides[record["model"]].append(record)
+    return [
+        {
+            "problem": _short(before["problem"]),
+            "before": _short(_last_words(before)),
+            "reward before": before["reward"],
+            "after": _short(_last_words(after)),
+            "reward after": after["reward"],
+        }
+        for before, after in list(zip(sides["before"], sides["after"], strict=True))[:_MAX_ROWS]
+    ]
+
+
+def _last_words(record: dict[str, Any]) -> str:
+    answers = [message for message in record.get("messages", ()) if message["role"] == "assistant"]
+    return str(answers[-1]["content"]) if answers else ""
 
 
 def _answers(path: Path) -> list[dict[str, str]]:

@@ -13,6 +13,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from crucible_train import terminal
@@ -30,15 +31,51 @@ QUIET = {
 }
 
 
-def run_command(entry: str, config_type: str, argv: Sequence[str] | None = None) -> NoReturn:
-    """Run the flow at ``entry`` (module:name) with the configuration that ``argv`` gives, and end the process."""
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What a command is made of, each as module:name, so that nothing is imported before it is needed.
+
+    Attributes:
+        entry: the flow.
+        config_type: its configuration.
+        check: looks at a configuration before anything is run.
+        show_plan: what ``--dry-run`` prints.
+    """
+
+    entry: str
+    config_type: str
+    check: str
+    show_plan: str
+
+    @property
+    def module(self) -> str:
+        """What ``python -m`` is given."""
+        return self.entry.partition(":")[0]
+
+
+SFT = Program(
+    "flows.sft:sft",
+    "crucible_train.recipes.sft:SFTConfig",
+    "crucible_train.stages.sft_preflight:check",
+    "crucible_train.stages.plan:show_plan",
+)
+RL = Program(
+    "flows.rl:rl",
+    "crucible_train.recipes.rl:RLConfig",
+    "crucible_train.stages.rl.preflight:check",
+    "crucible_train.stages.rl.plan:show_plan",
+)
+
+
+def run_command(program: Program, argv: Sequence[str] | None = None) -> NoReturn:
+    """Run the program's flow with the configuration that ``argv`` gives, and end the process."""
     words = list(sys.argv[1:] if argv is None else argv)
     _forget_main()
     for number in (signal.SIGINT, signal.SIGTERM):  # nothing to save yet, and imports swallow what a handler raises
         signal.signal(number, lambda number, _frame: os._exit(128 + number))
     server: TemporaryServer | None = None
     try:
-        command = parse_command(pkgutil.resolve_name(config_type), words, f"python -m {entry.partition(':')[0]}")
+        command = parse_command(pkgutil.resolve_name(program.config_type), words, f"python -m {program.module}")
         for note in command.notes:
             terminal.field("note", note)
         if command.action == "run":
@@ -46,11 +83,11 @@ def run_command(entry: str, config_type: str, argv: Sequence[str] | None = None)
                 os.environ.setdefault(key, value)
             if configured_api_url() is None:
                 server = TemporaryServer()
-            status = _run(entry, command.config, server)
+            status = _run(program, command.config, server)
         else:
-            status = _answer(command)
+            status = _answer(program, command)
     except Interrupted as stop:
-        again = shlex.join(["python", "-m", entry.partition(":")[0], *words])
+        again = shlex.join(["python", "-m", program.module, *words])
         terminal.field("stopped", f"what was done is saved; to go on, run the same command again:\n{again}")
         status = stop.exit_status
     except CrucibleError as error:
@@ -73,27 +110,28 @@ def _forget_main() -> None:
 
 def sft() -> NoReturn:
     """Supervised fine-tuning."""
-    run_command("flows.sft:sft", "crucible_train.recipes.sft:SFTConfig")
+    run_command(SFT)
 
 
-def _answer(command: Command[Any]) -> int:
+def rl() -> NoReturn:
+    """Reinforcement learning."""
+    run_command(RL)
+
+
+def _answer(program: Program, command: Command[Any]) -> int:
     """Print what was asked for instead of a run."""
     if command.action == "dry_run":
-        from crucible_train.stages.plan import show_plan  # noqa: PLC0415 - heavier than the rest of this module
-
-        show_plan(command.config)
+        pkgutil.resolve_name(program.show_plan)(command.config)
     else:
         sys.stdout.write(command.text + "\n")
     return 0
 
 
-def _run(entry: str, config: Any, server: TemporaryServer | None) -> int:
-    from crucible_train.stages.preflight import check  # noqa: PLC0415
-
-    check(config)
+def _run(program: Program, config: Any, server: TemporaryServer | None) -> int:
+    pkgutil.resolve_name(program.check)(config)
     if server is not None:
         os.environ["PREFECT_API_URL"] = server.api_url
-    flow = pkgutil.resolve_name(entry)
+    flow = pkgutil.resolve_name(program.entry)
     logging.getLogger("crucible_train").setLevel(logging.INFO)
     logging.raiseExceptions = False
     # Prefect imports these at the first call: better while the server still starts

@@ -23,9 +23,10 @@ from crucible_train.recipes.sft import SFTConfig
 from crucible_train.stages import run_directory
 from crucible_train.stages.chat_format import settled
 from crucible_train.stages.train import Train
-from flows.artifacts import publish
+from flows.artifacts import publish_sft
 from flows.stopping import stoppable
-from tasks.sft import evaluate, package, prepare_data, prepare_model, render, train
+from tasks.model import prepare_model
+from tasks.sft import evaluate, package, prepare_data, render, train
 
 
 @flow(name="sft", flow_run_name="sft-{config.model}-{config.dataset}", persist_result=False)
@@ -55,6 +56,6 @@ async def sft(config: SFTConfig = SFTConfig()) -> str:
     folder = wiring.blob_store(config.cache_dir).fetch(packaged.ref)
     seconds = time.monotonic() - started
     is_new = run_directory.finish(run_dir, folder, config, refs | {"package": packaged.ref}, hardware, seconds)
-    await publish(folder)
+    await publish_sft(folder)
     run_directory.report(run_dir, folder, is_new=is_new)
     return str(run_dir)

@@ -33,13 +33,25 @@ PACKAGES = (
 
 def sft() -> None:
     """What ``python -m flows.sft`` and ``crucible-sft`` run."""
+    _complain_of_what_is_missing()
+    from flows.command import sft as run  # noqa: PLC0415 - only now is it known that it can be imported
+
+    run()
+
+
+def rl() -> None:
+    """What ``python -m flows.rl`` and ``crucible-rl`` run."""
+    _complain_of_what_is_missing()
+    from flows.command import rl as run  # noqa: PLC0415 - only now is it known that it can be imported
+
+    run()
+
+
+def _complain_of_what_is_missing() -> None:
     problem = what_is_missing()
     if problem:
         sys.stderr.write(f"error: {problem}\n")
         sys.exit(2)
-    from flows.command import sft as run  # noqa: PLC0415 - only now is it known that it can be imported
-
-    run()
 
 
 def what_is_missing() -> str:

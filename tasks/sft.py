@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from crucible_train import files, wiring
 from crucible_train.recipes.sft import SFTConfig
 from crucible_train.stages import evaluate as evaluation
 from crucible_train.stages import prepare_data as data
@@ -12,22 +11,13 @@ from crucible_train.stages.base import Outcome, resolve
 from crucible_train.stages.evaluate import Evaluate
 from crucible_train.stages.package import Package
 from crucible_train.stages.prepare_data import PrepareData
-from crucible_train.stages.prepare_model import PrepareModel, external, locate
 from crucible_train.stages.render import Render
 from crucible_train.stages.train import Train
 from crucible_train.types import ArtifactRef, Hardware
+from tasks.model import summary_of
 from tasks.stage import stage_task
 
 Refs = Mapping[str, ArtifactRef]
-
-
-@stage_task("prepare model")
-async def prepare_model(config: SFTConfig) -> Outcome:
-    """A folder that transformers reads; a folder of the user's is taken as it is."""
-    source = locate(config.model)
-    if source.is_dir():
-        return Outcome(external(source), is_cached=True)
-    return await resolve(PrepareModel(config, source), {}, config.cache_dir)
 
 
 @stage_task("prepare data")
@@ -64,8 +54,3 @@ async def train(config: SFTConfig, hardware: Hardware, run_dir: Path, inputs: Re
 async def package(config: SFTConfig, hardware: Hardware, run_dir: Path, inputs: Refs) -> Outcome:
     """What a user takes away, from everything before."""
     return await resolve(Package(config, hardware, run_dir), inputs, config.cache_dir)
-
-
-def summary_of(outcome: Outcome, config: SFTConfig) -> dict[str, object]:
-    """The ``summary.json`` of an artifact."""
-    return dict(files.read_json(wiring.blob_store(config.cache_dir).fetch(outcome.ref) / "summary.json"))

@@ -18,7 +18,7 @@ import pytest
 from crucible_train.config.command import parse_command
 from crucible_train.errors import ConfigError, InputError
 from crucible_train.recipes.sft import SFTConfig
-from crucible_train.stages.preflight import check
+from crucible_train.stages.sft_preflight import check
 
 ROOT = Path(__file__).parents[1]
 ROW = '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'

@@ -89,6 +89,40 @@ def compare(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, An
     return found
 
 
+def compare_rewards(
+    before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]], seed: int
+) -> list[Compared]:
+    """Compare how two models played the same held-out problems: the reward, and each of its parts.
+
+    A problem that failed on either side is left out of both.
+
+    Raises:
+        ValueError: the two are not over the same problems.
+    """
+    pairs = [pair for pair in _pairs(before, after, "problem") if all(row["reward"] is not None for row in pair)]
+    if not pairs:
+        return []
+    figures = {"reward": [[row["reward"] for row in side] for side in zip(*pairs, strict=True)]}
+    for name in sorted({name for pair in pairs for row in pair for name in row["parts"]}):
+        figures[name] = [[row["parts"].get(name, 0.0) for row in side] for side in zip(*pairs, strict=True)]
+    return [_means(name, np.asarray(left), np.asarray(right), seed) for name, (left, right) in figures.items()]
+
+
+def _means(name: str, before: npt.NDArray[np.float64], after: npt.NDArray[np.float64], seed: int) -> Compared:
+    """Two means over the same examples; shares where every value is 0 or 1."""
+    if np.isin([before, after], (0.0, 1.0)).all():
+        return _rates(name, (before == 1.0).tolist(), (after == 1.0).tolist())
+    ones = np.ones(before.size)
+    return Compared(
+        name,
+        before.size,
+        ratio_interval(before, ones, seed),
+        ratio_interval(after, ones, seed),
+        paired_ratio_interval(before, after, ones, seed),
+        lower_is_better=False,
+    )
+
+
 def compare_ended(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> list[Compared]:
     """How many answers the two models ended themselves; nothing where none were written.
 

@@ -66,7 +66,8 @@ ROLLOUTS_FILE = "rollouts.json"
 """What a checkpoint keeps of rollouts: which problem is next, and what is played but not trained on."""
 Reference = Callable[[Sequence[Datum]], Awaitable[Sequence[np.ndarray]]]
 """The log-probability that the model before training gives to each target that counts, one array (N_d,) a datum."""
-Span = Callable[[str], AbstractContextManager[object]]
+Span = Callable[[str, str], AbstractContextManager[object]]
+"""Times what happens in its context: its name, and the track of the timeline that it belongs to."""
 
 
 class RLConfig(RunConfig):
@@ -130,7 +131,7 @@ class Surroundings:
     reference: Reference | None = None
     on_failure: OnFailure = lambda _problem, _error: None
     show: Callable[[int, Sequence[ScoredGroup]], None] = lambda _step, _groups: None
-    span: Span = nullcontext
+    span: Span = lambda _name, _track: nullcontext()
 
 
 async def train(
@@ -169,7 +170,8 @@ async def train(
     async def play(index: int) -> TrajectoryGroup | None:
         builder, seed = problems.train(index), fold(config.seed, "rollout", index)
         size, now = config.train.num_generations, policy.step
-        return await rollout_group(builder, size, sampler, rollout, seed, now, on_failure=around.on_failure)
+        with around.span(builder.problem, "rollouts"):
+            return await rollout_group(builder, size, sampler, rollout, seed, now, on_failure=around.on_failure)
 
     async with Pipeline(play, config.schedule, config.train.groups_per_batch) as pipeline:
 
@@ -275,7 +277,7 @@ class _Update:
     async def sampled(self, groups: Awaitable[T]) -> T:
         """Wait for groups, and count the time."""
         started = time.monotonic()
-        with self.policy.around.span("sample"):
+        with self.policy.around.span("sample", "training"):
             found = await groups
         self.sample_s += time.monotonic() - started
         return found
@@ -290,7 +292,7 @@ class _Update:
         self.batches.append(batch)
         if not batch.datums_D:
             return
-        with around.span("train"):
+        with around.span("train", "training"):
             datums = await self._prepared(batch.datums_D)
             output = await client.forward_backward(datums, algorithm.policy_loss())
         self.datums += datums
@@ -302,7 +304,8 @@ class _Update:
         """Take an optimizer step, if there is a gradient."""
         if self._is_waiting:
             self._is_waiting = self.policy.is_whole = False
-            with self.policy.around.span("optimise"):  # it moves the weights, so the state must move with it
+            with self.policy.around.span("optimise", "training"):
+                # it moves the weights, so the state must move with it
                 optim = await unbroken(self.policy.client.optim_step(self.adam))
             self.norms.append(optim["grad_norm"])
         self.policy.moved()

@@ -41,6 +41,18 @@ def loss_chart(metrics: Sequence[Record]) -> Figure:
     return _figure(draw, (7.4, 3.4))
 
 
+def reward_chart(metrics: Sequence[Record]) -> Figure:
+    """Mean reward of every step's answers, and of the held-out problems where they were played."""
+
+    def draw(axes: Axes) -> None:
+        _line(axes, metrics, "reward/mean", _TRAIN, "answers of the step")
+        _line(axes, metrics, "eval/reward", _HELD_OUT, "held-out problems", marker="o")
+        axes.set_ylabel("reward")
+        axes.legend(loc="lower right")
+
+    return _figure(draw, (7.4, 3.4))
+
+
 def small_chart(records: Sequence[Record], name: str, label: str) -> Figure:
     """One metric over the steps."""
 

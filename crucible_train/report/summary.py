@@ -37,7 +37,15 @@ def summary(facts: RunFacts) -> str:
 
 def model_card(facts: RunFacts, base: str) -> str:
     """The ``README.md`` beside the published weights; ``base`` is where others find the base model."""
-    is_adapter = facts.config["peft"]["use_peft"]
+    about = (
+        f"{summary(facts)}\n\nData: {facts.data['source']}, {facts.data['num_rows']:,} rows, {facts.data['format']}. "
+        f"Rendered by `{facts.rendered['renderer']}`."
+    )
+    return card("sft", base, about, facts.command, is_adapter=facts.config["peft"]["use_peft"])
+
+
+def card(method: str, base: str, about: str, command: str, *, is_adapter: bool) -> str:
+    """A model card: what it is, what is known of it, how it is loaded and how it was made."""
     usage = (
         f'model = AutoModelForCausalLM.from_pretrained("{base}")\nmodel = PeftModel.from_pretrained(model, folder)'
         if is_adapter
@@ -51,13 +59,10 @@ def model_card(facts: RunFacts, base: str) -> str:
             "---",
             f"base_model: {base}",
             f"library_name: {'peft' if is_adapter else 'transformers'}",
-            "tags: [crucible-train, sft]",
+            f"tags: [crucible-train, {method}]",
             "---",
             "",
-            summary(facts),
-            "",
-            f"Data: {facts.data['source']}, {facts.data['num_rows']:,} rows, {facts.data['format']}. "
-            f"Rendered by `{facts.rendered['renderer']}`.",
+            about,
             "",
             "```python",
             imports,
@@ -67,7 +72,7 @@ def model_card(facts: RunFacts, base: str) -> str:
             "tokenizer = AutoTokenizer.from_pretrained(folder)",
             "```",
             "",
-            f"Made with `{facts.command}`.",
+            f"Made with `{command}`.",
             "",
         ]
     )

@@ -4,8 +4,9 @@ An answer that cannot be read, that was cut off, or that is not in the form aske
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from inspect import isawaitable
+from typing import Any
 
 from crucible_train.renderers import Renderer
 from crucible_train.rl.environment import StepResult, StopReason, Turn
@@ -19,10 +20,19 @@ class ProblemEnv(ABC):
         renderer: the model's chat format.
         format_coef: what an answer in the wrong form costs, 0 or more.
         before: messages before the question, such as solved examples.
+        tools: OpenAI-style declarations of what the assistant may call; a call is part of its answer.
     """
 
-    def __init__(self, renderer: Renderer, *, format_coef: float = 0.1, before: Sequence[Message] = ()) -> None:
+    def __init__(
+        self,
+        renderer: Renderer,
+        *,
+        format_coef: float = 0.1,
+        before: Sequence[Message] = (),
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
         """Begin with what is asked."""
+        self._tools = tools or None
         self._renderer, self._format_coef, self._before = renderer, format_coef, tuple(before)
         self._answer: tuple[Message, ...] = ()
 
@@ -46,7 +56,8 @@ class ProblemEnv(ABC):
 
     async def initial_turn(self) -> Turn:
         """The question."""
-        return Turn(self._renderer.build_generation_prompt(self.messages), self._renderer.stop_sequences())
+        prompt = self._renderer.build_generation_prompt(self.messages, self._tools)
+        return Turn(prompt, self._renderer.stop_sequences())
 
     async def step(self, action: TokensWithLogprobs) -> StepResult:
         """Judge the answer."""

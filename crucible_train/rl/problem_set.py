@@ -4,6 +4,8 @@ Two kinds: problems that are drawn without end, and those of a finite list, whic
 another order each time. Both are functions of the seed and the index alone.
 """
 
+import hashlib
+import json
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -164,3 +166,8 @@ class FiniteProblems(Generic[T]):
 
     def _order_of(self, epoch: int) -> npt.NDArray[np.int64]:
         return generator(self._seed, "order", epoch).permutation(len(self._train))
+
+
+def digest(value: object) -> str:
+    """A short name for a problem that is known by what it says: 16 hexadecimal digits of its JSON text's SHA-256."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=repr).encode()).hexdigest()[:16]

@@ -30,7 +30,7 @@ from crucible_train.recipes.sft import SFTConfig, plan_of
 from crucible_train.renderers import FastTokenizer
 from crucible_train.renderers.view import shown_tokens
 from crucible_train.report.conversations import coloured, colourless
-from crucible_train.stages import preflight, prepare_data
+from crucible_train.stages import prepare_data, sft_preflight
 from crucible_train.stages import render as rendering
 from crucible_train.stages.base import Stage, open_artifact, peek
 from crucible_train.stages.chat_format import with_noted_date
@@ -55,7 +55,7 @@ def show_plan(config: SFTConfig) -> None:
     Raises:
         CrucibleError: what would stop the run before its first step.
     """
-    preflight.check(config)
+    sft_preflight.check(config)
     sys.stdout.write(hide_secrets(to_yaml(config)) + "\n")
     hardware = wiring.hardware(config.engine)
     terminal.field("machine", hardware.description)

@@ -90,7 +90,7 @@ def test_record_says_by_what_the_run_was_made(run_dir: Path) -> None:
 
 
 def test_preflight_knows_every_metric_that_is_measured(run_dir: Path) -> None:
-    from crucible_train.stages.preflight import HELD_OUT_METRICS, STEP_METRICS
+    from crucible_train.stages.sft_preflight import HELD_OUT_METRICS, STEP_METRICS
 
     last = _lines(run_dir / "metrics.jsonl")[-1]
     assert set(last) - {"step"} == {*STEP_METRICS, *HELD_OUT_METRICS}

@@ -25,7 +25,7 @@ from crucible_train.errors import ConfigError, ModelError
 from crucible_train.recipes.sft import SFTConfig
 from crucible_train.renderers import FastTokenizer, RendererRecord, chat_template
 from crucible_train.renderers.record import RECORD_FILE
-from crucible_train.stages import preflight
+from crucible_train.stages import sft_preflight
 from crucible_train.stages.base import Stage, resolve
 from crucible_train.stages.chat_format import check_start, renderer_record, settled, with_noted_date
 from crucible_train.stages.evaluate import Evaluate
@@ -140,7 +140,7 @@ def test_a_trained_model_brings_its_chat_format_along(
 
     clock("2026-01-01")
     second = dated.model_copy(update={"model": str(published)})
-    preflight.check(second)
+    sft_preflight.check(second)
     assert settle(second) == second
     assert renderer_record(second, published) == record
     trained(second, tmp_path / "second")
@@ -155,7 +155,7 @@ def test_a_trained_model_brings_its_chat_format_along(
     ):
         other = changed(second, "data", **data)
         with pytest.raises(ConfigError) as raised:
-            preflight.check(other)
+            sft_preflight.check(other)
         assert [problem[: len(error)] for problem in raised.value.problems] == [error]
         assert "was trained with" in str(raised.value)
         with pytest.raises(ConfigError):
@@ -175,10 +175,10 @@ def test_another_tokenizer_beside_a_trained_model_is_an_error(config: SFTConfig,
     shutil.copytree(config.model, model)
     (model / RECORD_FILE).write_bytes(renderer_record(config, model).to_bytes())
     taken = config.model_copy(update={"model": str(model)})
-    preflight.check(taken)
+    sft_preflight.check(taken)
     (model / "chat_template.jinja").write_text(DATED)
     with pytest.raises(ConfigError, match=r"its tokenizer has the digest .* but it was trained with"):
-        preflight.check(taken)
+        sft_preflight.check(taken)
     with pytest.raises(ModelError, match="its tokenizer has the digest"):
         settle(taken)
 

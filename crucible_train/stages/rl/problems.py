@@ -8,7 +8,7 @@ from crucible_train import wiring
 from crucible_train.ports import Tokenizer
 from crucible_train.recipes.rl import RLConfig
 from crucible_train.renderers import Renderer, get_renderer
-from crucible_train.rl.environments import problems
+from crucible_train.rl.environments import problems, read_options
 from crucible_train.rl.problem_set import ProblemSet
 from crucible_train.stages.chat_format import renderer_spec
 from crucible_train.stages.prepare_data import source_of
@@ -25,13 +25,8 @@ def problem_set(config: RLConfig, model_dir: Path, tokenizer: Tokenizer) -> Prob
         ConfigError: the environment or an option is wrong, or a library is missing.
         DataError: a data set cannot be used.
     """
-    return problems(
-        config.env.name,
-        config.env.options,
-        renderer_of(config, model_dir, tokenizer),
-        config.seed,
-        wiring.dataset_store(),
-    )
+    renderer = renderer_of(config, model_dir, tokenizer)
+    return problems(config.env.name, config.env.options, renderer, config.seed, wiring.dataset_store())
 
 
 def renderer_of(config: RLConfig, model_dir: Path, tokenizer: Tokenizer) -> Renderer:
@@ -46,6 +41,6 @@ def sources(config: RLConfig) -> Mapping[str, Any]:
     Raises:
         DataError: there is none of that name.
     """
-    store = wiring.dataset_store()
-    named = {name: config.env.options.get(name) for name in ("dataset", "eval_dataset")}
-    return {name: store.describe(source_of(path)).sha256 for name, path in named.items() if isinstance(path, str)}
+    store, options = wiring.dataset_store(), read_options(config.env.name, config.env.options)
+    named = {name: getattr(options, name, None) for name in ("dataset", "held_out_dataset")}
+    return {name: store.describe(source_of(path)).sha256 for name, path in named.items() if path}

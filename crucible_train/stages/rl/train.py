@@ -119,8 +119,8 @@ class TrainRL(Stage[RLConfig]):
         def on_start(step: int) -> None:
             logger.start(RunInfo(self._run_dir.name, self._run_dir, redacted(self._whole_config), num_steps, step))
 
-        async def evaluate(step: int) -> Mapping[str, float]:
-            with trace.span("evaluate", "training", step=step):
+        async def evaluate(_step: int) -> Mapping[str, float]:
+            with trace.span("evaluate", "training"):
                 played = await play_held_out(
                     client.sampling_client(), watched, measured_as(config), config.seed, tell_failure
                 )
@@ -130,7 +130,8 @@ class TrainRL(Stage[RLConfig]):
 
         def show(step: int, groups: Sequence[ScoredGroup]) -> None:
             if config.num_logged_groups and (step == 1 or is_logged.is_due(step)):
-                logged_groups.keep(self._run_dir, step, groups[: config.num_logged_groups])
+                telling_first = sorted(groups, key=lambda group: not group.is_trained)
+                logged_groups.keep(self._run_dir, step, telling_first[: config.num_logged_groups])
 
         around = Surroundings(evaluate, reference, tell_failure, show, trace.span)
         kept = {RECORD_FILE: renderer_record(config, inputs["model"], client.tokenizer()).to_bytes()}

@@ -1,0 +1,58 @@
+"""What can be found wrong with a configuration of reinforcement learning before anything is run."""
+
+from collections.abc import Iterator
+
+from crucible_train.errors import ConfigError
+from crucible_train.recipes.rl import RLConfig
+from crucible_train.rl.environments import read_options
+from crucible_train.stages import preflight
+from crucible_train.stages.rl.problems import sources
+
+STEP_METRICS = ("optim/learning_rate", "progress/epoch", "progress/num_tokens", "reward/mean", "sample/answer_tokens")
+"""What every step measures; an environment's own parts of the reward come besides."""
+
+Problems = Iterator[str]
+
+
+def check(config: RLConfig) -> None:
+    """Look at everything that can be looked at cheaply.
+
+    Raises:
+        ConfigError: something is wrong; all that is wrong is reported together.
+    """
+    preflight.check_all(config, _CHECKS)
+
+
+def _secrets(config: RLConfig) -> Problems:
+    values: dict[str, object] = {field: getattr(config, field) for field in ("model", "output_dir", "cache_dir")}
+    yield from preflight.secrets(values | {f"env.options.{name}": value for name, value in config.env.options.items()})
+
+
+def _environment(config: RLConfig) -> Problems:
+    try:
+        read_options(config.env.name, config.env.options)
+    except ConfigError as error:
+        yield from (f"env: {line}" for line in error.problems)
+        return
+    if not any(preflight.holds_secret(value) for value in config.env.options.values()):
+        sources(config)
+
+
+def _watched_metric(config: RLConfig) -> Problems:
+    """Rewards have parts of their own, so only a metric of an area that is never measured is known to be wrong."""
+    name = config.eval.metric_for_best_model
+    if name.partition("/")[0] not in ("eval", "reward", "sample", "train", "optim", "progress"):
+        measured = ", ".join(["eval/reward", *STEP_METRICS])
+        yield f"eval.metric_for_best_model: {name!r} is not measured; measured are {measured}"
+
+
+_CHECKS = (
+    _secrets,
+    preflight.names,
+    _environment,
+    _watched_metric,
+    preflight.places,
+    preflight.checkpoint,
+    preflight.model,
+    preflight.device,
+)

@@ -1,0 +1,97 @@
+"""What can be found wrong with a configuration of supervised fine-tuning before anything is run."""
+
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from crucible_train import wiring
+from crucible_train.config.redaction import hide_secrets
+from crucible_train.data.conversations import detect
+from crucible_train.errors import DataError
+from crucible_train.evaluation.scorers import SCORERS
+from crucible_train.recipes.sft import SFTConfig
+from crucible_train.stages import preflight
+from crucible_train.stages.prepare_data import source_of
+
+STEP_METRICS = ("optim/grad_norm", "optim/learning_rate", "progress/epoch", "progress/num_tokens", "train/loss")
+"""What every step measures."""
+HELD_OUT_METRICS = ("eval/bits_per_byte", "eval/nll", "eval/perplexity")
+"""What an evaluation measures where rows are held out."""
+
+Problems = Iterator[str]
+
+
+def check(config: SFTConfig) -> None:
+    """Look at everything that can be looked at cheaply.
+
+    Raises:
+        ConfigError: something is wrong; all that is wrong is reported together.
+    """
+    preflight.check_all(config, _CHECKS)
+
+
+def _names(config: SFTConfig) -> Problems:
+    yield from preflight.names(config)
+    scorers = ["auto", *SCORERS]
+    for name in config.eval.scorers:
+        if name not in scorers:
+            yield f"eval.scorers: {name!r} is unknown; known are {', '.join(scorers)}"
+
+
+def _secrets(config: SFTConfig) -> Problems:
+    fields = ("model", "dataset", "output_dir", "cache_dir")
+    values: dict[str, object] = {field: getattr(config, field) for field in fields}
+    yield from preflight.secrets(values | {"data.eval_split": config.data.eval_split})
+
+
+def _watched_metric(config: SFTConfig) -> Problems:
+    name, has_held_out = config.eval.metric_for_best_model, config.data.eval_split != 0
+    # what ``auto`` will choose is known only with the rows, so the watched score is to be named
+    chosen = (*(scorer for scorer in config.eval.scorers if scorer != "auto"), "ended")
+    scores = [f"eval/{score}" for score in chosen] if config.eval.num_step_samples else []
+    measured = sorted([*STEP_METRICS, *((*HELD_OUT_METRICS, *scores) if has_held_out else ())])
+    is_needed = config.checkpoint.load_best_model_at_end or config.eval.early_stopping_patience is not None
+    if name not in measured and (is_needed or name not in HELD_OUT_METRICS):
+        yield f"eval.metric_for_best_model: {name!r} is not measured; measured are {', '.join(measured)}"
+
+
+def _data(config: SFTConfig) -> Problems:
+    yield from _first_row("dataset", source_of(config.dataset), config)
+    if isinstance(config.data.eval_split, str):
+        yield from _first_row("data.eval_split", config.data.eval_split, config)
+
+
+_CHECKS = (
+    _secrets,
+    _names,
+    _watched_metric,
+    preflight.places,
+    preflight.checkpoint,
+    preflight.model,
+    _data,
+    preflight.device,
+)
+
+
+def _first_row(field: str, source: str, config: SFTConfig) -> Problems:
+    """Whether there is a row, and columns that a conversation can be read from."""
+    if _is_hub_id(source) or preflight.holds_secret(source):
+        return
+    try:
+        row = next(iter(wiring.dataset_store().rows(source)), None)
+    except DataError as error:
+        yield f"{field}: {str(error).removeprefix('dataset: ')}"
+        return
+    if row is None:
+        yield f"{field}: {hide_secrets(source)}: it holds no rows"
+    elif row.values is not None and config.data.format == "auto":
+        try:
+            detect([*config.data.columns, *row.values])
+        except DataError as error:
+            yield f"{field}: {hide_secrets(source)}: {error}"
+
+
+def _is_hub_id(text: str) -> bool:
+    """Whether a text can only be the name of something on a hub: ``name`` or ``owner/name``, and no such file."""
+    if "://" in text or text.startswith((".", "/", "~")) or text.count("/") > 1 or Path(text).exists():
+        return False
+    return not PurePosixPath(text).suffix.removeprefix(".").isalpha()

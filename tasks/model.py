@@ -1,0 +1,21 @@
+"""The task that every flow begins with, and how any task's outcome is summed up."""
+
+from crucible_train import files, wiring
+from crucible_train.config.run_config import RunConfig
+from crucible_train.stages.base import Outcome, resolve
+from crucible_train.stages.prepare_model import PrepareModel, external, locate
+from tasks.stage import stage_task
+
+
+@stage_task("prepare model")
+async def prepare_model(config: RunConfig) -> Outcome:
+    """A folder that transformers reads; a folder of the user's is taken as it is."""
+    source = locate(config.model)
+    if source.is_dir():
+        return Outcome(external(source), is_cached=True)
+    return await resolve(PrepareModel(config, source), {}, config.cache_dir)
+
+
+def summary_of(outcome: Outcome, config: RunConfig) -> dict[str, object]:
+    """The ``summary.json`` of an artifact."""
+    return dict(files.read_json(wiring.blob_store(config.cache_dir).fetch(outcome.ref) / "summary.json"))
