@@ -13,6 +13,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -127,13 +128,16 @@ def _lanes(events: Iterable[_Event]) -> list[tuple[str, list[_Event]]]:
     for track, spans in tracks.items():
         lanes: list[list[_Event]] = []
         around: list[list[_Event]] = []  # of each lane, those that still run, from outer to inner
+        last: dict[tuple[int, int], int] = {}  # the lane that a task's last span is in
         for span in sorted(spans, key=lambda span: (span.start, -span.end)):
-            lane = next((i for i, running in enumerate(around) if _has_room(running, span)), len(lanes))
+            tried = [last[span.flow]] if span.flow in last else []
+            lane = next(i for i in chain(tried, count()) if i == len(lanes) or _has_room(around[i], span))
             if lane == len(lanes):
                 lanes.append([])
                 around.append([])
             lanes[lane].append(span)
             around[lane].append(span)
+            last[span.flow] = lane
         found += [(track if i == 0 else f"{track} {i + 1}", lane) for i, lane in enumerate(lanes)]
     return found
 

@@ -102,6 +102,25 @@ def test_tasks_that_run_at_once_have_lanes_of_their_own_which_are_used_again() -
     assert len(spans(trace)) == 8
 
 
+def test_what_runs_beside_a_span_is_not_drawn_inside_it() -> None:
+    clock = Clock()
+    trace = Trace(clock=clock)
+
+    def act() -> None:
+        with trace.span("short", track="t"):
+            clock.now += 1_000
+
+    with trace.span("long", track="t"):
+        clock.now += 1_000
+        act()
+        beside = threading.Thread(target=act)
+        beside.start()
+        beside.join()
+        clock.now += 1_000
+    lanes = {(event["name"], names(trace)[event["tid"]]) for event in spans(trace)}
+    assert lanes == {("long", "t"), ("short", "t"), ("short", "t 2")}
+
+
 def test_threads_write_at_once() -> None:
     trace = Trace()
 

@@ -1,5 +1,6 @@
 """Where a model server is and how it is asked."""
 
+import re
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
@@ -26,6 +27,17 @@ def _plain_url(url: str) -> str:
     return url.rstrip("/").removesuffix("/v1")
 
 
+def _variable(name: str) -> str:
+    """The name of an environment variable, in capitals, as no key is.
+
+    Raises:
+        ValueError: it is something else, perhaps the key; the text does not repeat it.
+    """
+    if name and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", name):
+        raise ValueError("api_key_env must be the name of an environment variable in capitals, not the key itself")
+    return name
+
+
 class ServerConfig(Section):
     """An OpenAI-compatible server of one model, asked over ``/v1/completions``."""
 
@@ -37,8 +49,8 @@ class ServerConfig(Section):
     )
     model: str = option("", "the model's name there; empty takes the only one it serves")
     server: ServerKind = option("auto", "what the server is; auto finds out and says so")
-    api_key_env: str = option(
-        "", "name of the environment variable that holds the key; empty sends none", pattern=r"^([A-Za-z_]\w*)?$"
+    api_key_env: Annotated[str, AfterValidator(_variable)] = option(
+        "", "name in capitals of the environment variable that holds the key; empty sends none"
     )
     max_concurrency: int = option(64, "requests under way at once, 1 or more", ge=1)
     timeout_s: float = option(600.0, "seconds without a byte before a request is given up, above 0", gt=0)

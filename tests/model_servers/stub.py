@@ -141,6 +141,8 @@ class StubServer:
             ids.append(token)
             logprobs.append(float((log_softmax(logits) if self.is_processed else raw)[token]))
             stops = [*body["stop_token_ids"], *([] if body["ignore_eos"] else [EOS])]
+            if self.kind == "sglang" and body["ignore_eos"]:
+                stops = []
             if token in stops or any(stop in self.decode(ids) for stop in body["stop"]):
                 reason = "stop"
         includes_stop = body.get("include_stop_str_in_output") or body.get("no_stop_trim")

@@ -188,6 +188,13 @@ def test_an_address_that_is_none_or_holds_secrets_is_refused(url: str, message: 
     assert KEY not in str(caught.value)
 
 
+@pytest.mark.parametrize("key", [KEY, "hf_abcdefghijkl", "sk-abc-123", "a b"])
+def test_a_key_in_the_place_of_its_variable_is_refused_and_not_repeated(key: str) -> None:
+    with pytest.raises(ValidationError, match="must be the name of an environment variable") as caught:
+        ServerConfig(api_key_env=key)
+    assert key not in str(caught.value)
+
+
 def test_the_version_at_the_end_of_an_address_may_be_left_out() -> None:
     same = [ServerConfig(base_url=f"http://host:1/x{end}").base_url for end in ("", "/", "/v1", "/v1/")]
     assert set(same) == {"http://host:1/x"}

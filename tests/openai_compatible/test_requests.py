@@ -56,7 +56,10 @@ def test_every_value_reaches_sglang(make_client: Make, stub: StubServer) -> None
     first, *_, last = stub.requests[-3:]
     assert first["seed"] != last["seed"]
     assert (last["top_k"], last["min_p"], last["stop"], last["no_stop_trim"]) == (-1, 0.05, ["END"], True)
+    assert last["ignore_eos"]
     assert "n" not in last
+    sample(make_client(), SamplingParams(2, stop_token_ids=(7,)))
+    assert (stub.requests[-1]["ignore_eos"], stub.requests[-1]["stop_token_ids"]) == (False, [7])
 
 
 def test_neighbouring_seeds_share_no_sample(make_client: Make) -> None:

@@ -85,13 +85,16 @@ def _vllm(params: SamplingParams) -> dict[str, Any]:
 
 
 def _sglang(params: SamplingParams) -> dict[str, Any]:
-    own = {"top_k": params.top_k or -1, "repetition_penalty": 1.0, "logprobs": 0, "no_stop_trim": True}
+    # told to ignore its end token, it ignores stop_token_ids as well; an end that was not asked for is found out later
+    own: dict[str, Any] = {"ignore_eos": not params.stop_token_ids, "no_stop_trim": True}
+    own |= {"top_k": params.top_k or -1, "repetition_penalty": 1.0, "logprobs": 0}
     return _neutral(params) | _stops(params) | own
 
 
 def _llama_cpp(params: SamplingParams) -> dict[str, Any]:
     # its own order has the temperature last, after tokens were dropped; these four alone, so nothing else acts
-    own = {"samplers": ["temperature", "top_k", "top_p", "min_p"], "top_k": params.top_k, "repeat_penalty": 1.0}
+    own: dict[str, Any] = {"samplers": ["temperature", "top_k", "top_p", "min_p"], "top_k": params.top_k}
+    own |= {"mirostat": 0, "dynatemp_range": 0.0}
     own |= {"n_predict": params.max_tokens, "n_probs": 1, "return_tokens": True, "cache_prompt": True}
     return _neutral(params) | own
 
@@ -104,11 +107,12 @@ def _transformers(params: SamplingParams) -> dict[str, Any]:
         "eos_token_id": list(params.stop_token_ids),
         "max_new_tokens": params.max_tokens,
         "repetition_penalty": 1.0,
+        "no_repeat_ngram_size": 0,
         "num_beams": 1,
     }
     if params.temperature > 0:
         generation |= {"temperature": params.temperature, "top_p": params.top_p, "top_k": params.top_k}
-        generation |= {"min_p": params.min_p} if params.min_p else {}
+        generation |= {"min_p": params.min_p, "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0}
     if params.stop_texts:
         generation["stop_strings"] = list(params.stop_texts)
     return {"generation_config": json.dumps(generation), "max_tokens": params.max_tokens}
