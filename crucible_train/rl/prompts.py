@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from crucible_train.config.base import Section, option
@@ -14,17 +15,34 @@ from crucible_train.rl.environment import Trajectory
 from crucible_train.rl.problem_set import digest
 from crucible_train.types import Message
 
+BUILT_IN = "gsm8k-sample"
+_SAMPLE = Path(__file__).parents[1] / "assets" / "gsm8k" / "sample.jsonl.gz"
 _NUM_SHOWN = 5
 
 
 class PromptSource(Section):
     """Where prompts come from."""
 
-    dataset: str = option("gsm8k-sample", "a file, a folder, a hub id, any fsspec URL, or the built-in sample's name")
+    dataset: str = option(BUILT_IN, "a file, a folder, a hub id, any fsspec URL, or the built-in sample's name")
     columns: dict[str, str] = option({}, "renames before reading: our column name -> the file's", advanced=True)
     max_rows: int | None = option(None, "read only this many rows, 1 or more; null reads all", ge=1, advanced=True)
     held_out_dataset: str | None = option(None, "another data set, whose prompts are held out; null: num_held_out is")
     num_held_out: int = option(64, "prompts that are held out where no data set of them is named, 0 or more", ge=0)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The data sets to read, as a store finds them: what is trained, then what is held out if that is named."""
+        named_ones = (self.dataset, self.held_out_dataset)
+        return tuple(str(_SAMPLE) if one == BUILT_IN else one for one in named_ones if one is not None)
+
+    def read(self, store: DatasetStore) -> "tuple[Sequence[Prompt], Sequence[Prompt] | int]":
+        """The prompts, and those that are held out: others, or how many of these.
+
+        Raises:
+            DataError: a data set cannot be used.
+        """
+        prompts, *others = (read_prompts(store, source, self.columns, self.max_rows) for source in self.sources)
+        return prompts, others[0] if others else self.num_held_out
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,8 +82,10 @@ class LineSyntax:
         return "\n".join(["You can call a tool by writing a line, and are told its result:", *lines])
 
     def calls(self, answer: ParsedResponse, tools: Mapping[str, Tool]) -> Sequence[Call]:
-        """The lines that begin with the name of a tool."""
+        """The lines that begin with the name of a tool; none where the answer was cut off, perhaps within one."""
         found: list[Call] = []
+        if not answer.termination.is_clean:
+            return found
         for line in answer.message.text.splitlines():
             name, colon, argument = line.partition(":")
             if colon and (tool := tools.get(name.strip())) is not None:

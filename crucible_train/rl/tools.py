@@ -29,7 +29,8 @@ class Tool:
     Attributes:
         function: what is called; a coroutine function is awaited, any other runs in a thread of its own.
         name: by which it is called.
-        timeout_s: seconds a call may take; a thread that takes longer is left behind, as threads cannot be ended.
+        timeout_s: seconds a call may take; a thread that takes longer is left behind, as threads cannot be ended, and
+            is waited for when the event loop is closed.
         max_characters: of a result; what is beyond is cut off.
     """
 

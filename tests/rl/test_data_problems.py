@@ -36,7 +36,9 @@ def say_it(text: str) -> str:
 
 def made(tmp_path, renderer, source=None, seed=0, **options):
     source = source if source is not None else pairs(tmp_path)
-    return problems("prompts", {"dataset": source, "num_held_out": 3} | options, renderer, seed, STORE)
+    return problems(
+        "prompts", {"dataset": source, "num_held_out": 3, "scorer": "exact_match"} | options, renderer, seed, STORE
+    )
 
 
 # Reading --------------------------------------------------------------------------------------------------------------
@@ -103,6 +105,13 @@ def test_answers_are_judged_by_a_scorer(tmp_path, smollm2):
     assert (wrong.reward, wrong.transitions[0].reward_parts) == (0.0, {"correct": 0.0, "format": 1.0})
 
 
+def test_the_built_in_sample_is_what_is_read_unless_another_is_named(smollm2):
+    options = PromptOptions()
+    assert problems("prompts", options, smollm2, 0, STORE).num_train == 136
+    assert options.sources[0].endswith("sample.jsonl.gz")
+    assert PromptOptions(dataset="a", held_out_dataset="b").sources == ("a", "b")
+
+
 def test_problems_are_named_by_what_they_ask_and_parted_by_the_seed(tmp_path, smollm2):
     def names(prompts):
         return [one.problem for one in prompts.held_out], [prompts.train(i).problem for i in range(9)]
@@ -144,7 +153,6 @@ def test_a_function_may_judge_instead(tmp_path, smollm2, name, reward):
         ({"reward": "nowhere.at_all:f"}, "reward: 'nowhere.at_all:f' cannot be found"),
         ({"reward": "tests.rl.test_data_problems:missing"}, "cannot be found"),
         ({"reward": "tests.rl.test_data_problems:STORE"}, "is not a function"),
-        ({"dataset": ""}, "dataset: one must be named"),
         ({"num_held_out": 12}, "num_held_out: all of the 12"),
     ],
 )

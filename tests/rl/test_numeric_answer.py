@@ -4,7 +4,7 @@ import threading
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crucible_train.rl.numeric_answer import final_number, read_number, same_number, stated
@@ -86,6 +86,7 @@ def test_it_works_off_the_main_thread():
     assert found == [True]
 
 
+@settings(deadline=None)
 @given(st.text() | st.text(alphabet="0123456789,./-$ #\\{}frac boxed=eE%\N{MINUS SIGN}answer is", max_size=300))
 def test_no_text_makes_it_fail(text):
     for found in (final_number(text), read_number(text)):
@@ -93,6 +94,7 @@ def test_no_text_makes_it_fail(text):
     stated(text)
 
 
+@settings(deadline=None)
 @given(
     st.integers(-(10**12), 10**12), st.sampled_from(["{}", "{:,}", "#### {:,}", "\\boxed{{{}}}", "is {}.00 dollars"])
 )

@@ -6,6 +6,8 @@ import threading
 from typing import Annotated, Literal
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import Field
 
 from crucible_train.errors import ConfigError, Interrupted
@@ -155,3 +157,9 @@ def test_what_cannot_be_declared_is_refused():
             Tool.of(function)
     with pytest.raises(ConfigError, match="same name"):
         by_name([Tool.of(weather), Tool.of(weather)])
+
+
+@settings(deadline=None)
+@given(st.text() | st.recursive(st.none() | st.integers() | st.text(), st.lists).map(json.dumps))
+def test_no_arguments_make_a_call_fail(arguments):
+    assert isinstance(call(weather, arguments), str)

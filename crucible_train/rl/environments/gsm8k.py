@@ -2,7 +2,6 @@ r"""Grade-school word problems (GSM8K, Cobbe et al., arXiv 2110.14168), or any w
 
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Literal
 
 from crucible_train.config.base import option
@@ -12,10 +11,8 @@ from crucible_train.renderers import Renderer
 from crucible_train.rl.numeric_answer import final_number, read_number, stated
 from crucible_train.rl.problem_env import ProblemEnv
 from crucible_train.rl.problem_set import FiniteProblems, Problem
-from crucible_train.rl.prompts import Prompt, PromptSource, read_prompts
+from crucible_train.rl.prompts import Prompt, PromptSource
 
-BUILT_IN = "gsm8k-sample"
-_SAMPLE = Path(__file__).parents[2] / "assets" / "gsm8k" / "sample.jsonl.gz"
 _INSTRUCTIONS = {
     "hashes": "End with a line that holds the answer as a number: #### number",
     "boxed": r"Put the answer, a number, within \boxed{}.",
@@ -69,9 +66,8 @@ class Gsm8k(FiniteProblems[Prompt]):
 
     def __init__(self, options: Gsm8kOptions, renderer: Renderer, seed: int, store: DatasetStore) -> None:
         """Read the data sets."""
-        prompts = _read(store, options.dataset, options)
-        other = options.held_out_dataset
-        held_out = _read(store, other, options) if other is not None else options.num_held_out
+        prompts, held_out = options.read(store)
+        _check_numbers([*prompts, *(held_out if not isinstance(held_out, int) else ())])
 
         def build(prompt: Prompt) -> Problem:
             return Problem(f"gsm8k: {prompt.digest}", partial(Gsm8kEnv, prompt, options, renderer), ("gsm8k",))
@@ -79,10 +75,7 @@ class Gsm8k(FiniteProblems[Prompt]):
         super().__init__(prompts, lambda prompt: prompt.digest, build, held_out, seed)
 
 
-def _read(store: DatasetStore, source: str, options: Gsm8kOptions) -> Sequence[Prompt]:
-    path = str(_SAMPLE) if source == BUILT_IN else source
-    prompts = read_prompts(store, path, options.columns, options.max_rows)
+def _check_numbers(prompts: Sequence[Prompt]) -> None:
     for prompt in prompts:
         if final_number(prompt.reference or "") is None:
             raise DataError(f"{prompt.where}: the answer comes to no number")
-    return prompts

@@ -11,15 +11,14 @@ from crucible_train.ports import DatasetStore
 from crucible_train.renderers import Renderer
 from crucible_train.rl.problem_env import ProblemEnv
 from crucible_train.rl.problem_set import FiniteProblems, Problem
-from crucible_train.rl.prompts import GroupReward, Prompt, PromptSource, Reward, read_prompts
+from crucible_train.rl.prompts import GroupReward, Prompt, PromptSource, Reward
 from crucible_train.types import Message
 
 
 class PromptOptions(PromptSource):
     """Where prompts come from, and how answers are judged."""
 
-    dataset: str = option("", "a file, a folder, a hub id or any fsspec URL; one must be named")
-    scorer: str = option("exact_match", f"how an answer is compared with the data's: {', '.join(SCORERS)}")
+    scorer: str = option("final_answer", f"how an answer is compared with the data's: {', '.join(SCORERS)}")
     reward: str | None = option(
         None, "a Python function to judge with instead, as module:function; it gets the prompt and the answer's text"
     )
@@ -82,12 +81,8 @@ class Prompts(FiniteProblems[Prompt]):
         group_reward: GroupReward | None = None,
     ) -> None:
         """Read the data sets."""
-        if not options.dataset:
-            raise ConfigError("dataset: one must be named")
         judge = reward if reward is not None else _reward_of(options)
-        read = partial(read_prompts, store, columns=options.columns, max_rows=options.max_rows)
-        prompts = read(options.dataset)
-        held_out = read(options.held_out_dataset) if options.held_out_dataset is not None else options.num_held_out
+        prompts, held_out = options.read(store)
         if reward is None and options.reward is None:
             _check_references([*prompts, *(held_out if not isinstance(held_out, int) else ())], options.scorer)
 
