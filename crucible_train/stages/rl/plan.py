@@ -49,7 +49,7 @@ def show_plan(config: RLConfig) -> None:
     found = problem_set(chain.config, description, tokenizer)
     asyncio.run(_show_problems(found, tokenizer))
     chain.show()
-    _show_cost(config, hardware, found, description)
+    _show_cost(config, hardware, description)
 
 
 async def _show_problems(found: ProblemSet, tokenizer: FastTokenizer) -> None:
@@ -114,7 +114,7 @@ class _Chain:
         self.states.append((name, "cached" if found is not None else "to run"))
 
 
-def _show_cost(config: RLConfig, hardware: Hardware, found: ProblemSet, description: Path) -> None:
+def _show_cost(config: RLConfig, hardware: Hardware, description: Path) -> None:
     """Print what a step samples and trains, and the memory it takes."""
     train, rollout = config.train, config.rollout
     answers = train.groups_per_batch * train.num_generations
