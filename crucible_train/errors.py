@@ -9,6 +9,7 @@
     ├── RunError              1   the run failed while it worked
     │   ├── TrainingError         a step that produced no usable update
     │   ├── CheckpointError       no checkpoint can be trusted
+    │   ├── SandboxError          untrusted code cannot be confined here, or its sandbox did not start
     │   └── ArtifactError         a stored blob is missing or is not what its digest says
     └── Interrupted       130/143  a person or the system asked the run to stop; it was saved
 
@@ -62,6 +63,10 @@ class TrainingError(RunError):
 
 class CheckpointError(RunError):
     """No checkpoint can be trusted."""
+
+
+class SandboxError(RunError):
+    """Untrusted code cannot be confined on this machine, or the sandbox itself failed; never what the code did."""
 
 
 class ArtifactError(RunError):

@@ -1,0 +1,137 @@
+"""One run from request to result: the folder, the launcher, the supervisor, and what the run's traces mean."""
+
+import marshal
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+from crucible_train.errors import SandboxError
+from crucible_train.sandbox import layers as layering
+from crucible_train.sandbox.folder import fresh_folder
+from crucible_train.sandbox.layers import Layers
+from crucible_train.sandbox.limits import Limits, Result, Status
+from crucible_train.sandbox.supervise import Ended, Supervisor
+
+PlainCall = tuple[list[Any], dict[str, Any]]
+_START = (
+    "import marshal, sys\n"
+    "file, space = open(int(sys.argv[1]), 'rb'), {'__name__': 'launcher'}\n"
+    "exec(marshal.load(file), space)\n"
+    "space['main'](file, int(sys.argv[2]))"
+)
+_LINE_BYTES = 256  # of a line on the channel beside its value
+_SIGKILL, _SHELL_SIGNAL = 9, 128
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What one process is to run: a program with its input and files, and perhaps calls of one of its functions."""
+
+    source: str
+    stdin: bytes = b""
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    function: str = ""
+    calls: Sequence[PlainCall] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A result, and the JSON text each call returned; a call that raised or never came has none."""
+
+    result: Result
+    values: Mapping[int, str]
+    raised: Mapping[int, str]
+
+
+def execute(layers: Layers, imports: Sequence[str], job: Job, limits: Limits, cancelled: Event) -> Run:
+    """Run a job; blocks until nothing of it is left.
+
+    Raises:
+        SandboxError: the launcher did not get as far as the program.
+    """
+    nonce = secrets.token_hex(16)
+    uid = layering.new_uid(layers)
+    most = (limits.value_bytes + _LINE_BYTES) * (len(job.calls) + 2)
+    with fresh_folder(uid) as folder:
+        request = {
+            **layering.confinement(layers, limits, folder, uid, imports),
+            "nonce": nonce,
+            "source": job.source,
+            "files": dict(job.files),
+            "import_paths": list(imports),
+            "function": job.function,
+            "calls": list(job.calls),
+            "value_bytes": limits.value_bytes,
+        }
+        command = [*layering.command(layers, folder, imports), "-c", _START]
+        supervisor = Supervisor(limits, folder, _line(nonce, "ready"), most, cancelled)
+        ended = supervisor.run(command, _launcher() + marshal.dumps(request), job.stdin, layers.bwrap is not None)
+    return _read(ended, nonce, limits, len(job.calls))
+
+
+@cache
+def _launcher() -> bytes:
+    """The launcher as code: compiling it in every process would cost 5 ms a run. The interpreter is the same one."""
+    path = Path(__file__).with_name("child.py")
+    return marshal.dumps(compile(path.read_text(encoding="utf-8"), "launcher", "exec"))
+
+
+def _line(nonce: str, kind: str) -> bytes:
+    return f"{nonce} {kind} \n".encode()
+
+
+def _read(ended: Ended, nonce: str, limits: Limits, num_calls: int) -> Run:
+    lines = ended.channel.split(b"\n")
+    if lines[0] + b"\n" != _line(nonce, "ready") and ended.stopped is None:
+        raise SandboxError(f"the sandbox did not start: {_why(lines[0], ended, nonce)}")
+    values: dict[int, str] = {}
+    raised: dict[int, str] = {}
+    whole = all(_take(line, nonce, values, raised, num_calls) for line in lines[1:-1]) and not lines[-1]
+    exception = raised.pop(-1, None)
+    status, exit_code, number = _ending(ended, limits, exception)
+    if not whole and ended.stopped is None and status is not Status.TIMEOUT:
+        status = Status.MALFORMED
+    stdout, stderr = (text.decode("utf-8", "backslashreplace") for text in (ended.stdout, ended.stderr))
+    result = Result(status, stdout, stderr, exit_code, number, exception, ended.duration_s)
+    return Run(result, values if status is not Status.MALFORMED else {}, raised)
+
+
+def _why(line: bytes, ended: Ended, nonce: str) -> str:
+    text = line.decode("utf-8", "replace").removeprefix(f"{nonce} fault ")
+    told = ended.stderr.decode("utf-8", "replace").strip().splitlines()
+    return text or (told[-1] if told else f"it ended with status {ended.returncode}")
+
+
+def _take(line: bytes, nonce: str, values: dict[int, str], raised: dict[int, str], num_calls: int) -> bool:
+    """Note one line of the channel; False if the launcher would not have written it."""
+    try:
+        begin, kind, index, text = line.decode().split(" ", 3)
+        at = -1 if index == "-" else int(index)
+    except ValueError:
+        return False
+    if begin != nonce or at in values or at in raised or not -1 <= at < num_calls or (kind == "value" and at < 0):
+        return False
+    if kind not in ("value", "raised"):
+        return False
+    (values if kind == "value" else raised)[at] = text
+    return True
+
+
+def _ending(ended: Ended, limits: Limits, exception: str | None) -> tuple[Status, int | None, int | None]:
+    """Status, exit status and signal. Bubblewrap reports a signal as a shell does."""
+    code = ended.returncode
+    number = -code if code < 0 else code - _SHELL_SIGNAL if code > _SHELL_SIGNAL else None
+    exit_code = code if number is None else None
+    if ended.stopped is not None:
+        return ended.stopped, exit_code, number
+    if number == _SIGKILL and ended.cpu_s >= limits.cpu_s - 0.5:
+        return Status.TIMEOUT, exit_code, number
+    if number is not None:
+        return Status.KILLED, exit_code, number
+    if code == 0:
+        return Status.OK, exit_code, number
+    return (Status.MEMORY if exception == "MemoryError" else Status.ERROR), exit_code, number
