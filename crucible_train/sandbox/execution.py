@@ -1,10 +1,9 @@
 """One run from request to result: the folder, the launcher, the supervisor, and what the run's traces mean."""
 
-import marshal
+import json
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -12,17 +11,17 @@ from typing import Any
 from crucible_train.errors import SandboxError
 from crucible_train.sandbox import layers as layering
 from crucible_train.sandbox.folder import fresh_folder
+from crucible_train.sandbox.inside import launcher
 from crucible_train.sandbox.layers import Layers
 from crucible_train.sandbox.limits import Limits, Result, Status
 from crucible_train.sandbox.supervise import Ended, Supervisor
 
 PlainCall = tuple[list[Any], dict[str, Any]]
 _START = (
-    "import marshal, sys\n"
-    "file, space = open(int(sys.argv[1]), 'rb'), {'__name__': 'launcher'}\n"
-    "exec(marshal.load(file), space)\n"
-    "space['main'](file, int(sys.argv[2]))"
+    "import sys\nsys.path.insert(0, sys.argv[1])\nimport launcher\ndel sys.path[0], sys.modules['launcher']\n"
+    "launcher.main(int(sys.argv[2]), int(sys.argv[3]))"
 )
+_INSIDE = str(Path(launcher.__file__).parent)  # importing it here leaves its compiled form for every run
 _LINE_BYTES = 256  # of a line on the channel beside its value
 _SIGKILL, _SHELL_SIGNAL = 9, 128
 
@@ -61,23 +60,17 @@ def execute(layers: Layers, imports: Sequence[str], job: Job, limits: Limits, ca
             **layering.confinement(layers, limits, folder, uid, imports),
             "nonce": nonce,
             "source": job.source,
-            "files": dict(job.files),
+            "files": {name: content.decode("latin-1") for name, content in job.files.items()},
             "import_paths": list(imports),
             "function": job.function,
             "calls": list(job.calls),
             "value_bytes": limits.value_bytes,
         }
-        command = [*layering.command(layers, folder, imports), "-c", _START]
+        command = [*layering.command(layers, folder, imports, _INSIDE), "-c", _START]
+        command.append(_INSIDE if layers.bwrap is None else layering.LAUNCHER)
         supervisor = Supervisor(limits, folder, _line(nonce, "ready"), most, cancelled)
-        ended = supervisor.run(command, _launcher() + marshal.dumps(request), job.stdin, layers.bwrap is not None)
+        ended = supervisor.run(command, json.dumps(request).encode(), job.stdin, layers.bwrap is not None)
     return _read(ended, nonce, limits, len(job.calls))
-
-
-@cache
-def _launcher() -> bytes:
-    """The launcher as code: compiling it in every process would cost 5 ms a run. The interpreter is the same one."""
-    path = Path(__file__).with_name("child.py")
-    return marshal.dumps(compile(path.read_text(encoding="utf-8"), "launcher", "exec"))
 
 
 def _line(nonce: str, kind: str) -> bytes:

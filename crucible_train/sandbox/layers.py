@@ -20,6 +20,7 @@ from crucible_train.sandbox.limits import Limits
 _LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64")
 _FILES = ("/etc/ld.so.cache", "/etc/localtime", "/usr/share/zoneinfo")
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom", "/dev/random")
+LAUNCHER = "/launcher"  # where bubblewrap shows the launcher's folder
 _FILE_RIGHTS = 0b110 | 1 << 14  # what a rule for a single file may hold: write, read, truncate
 _FREE_UIDS = range(1_880_000_000, 1_880_000_000 + (1 << 24))  # above the ranges of container managers
 
@@ -132,7 +133,7 @@ def confinement(
     mounted = layers.bwrap is not None
     return {
         "landlock": _landlock(layers.landlock, imports) if layers.landlock else None,
-        "seccomp": _filter() if layers.seccomp else b"",
+        "seccomp": _filter().hex() if layers.seccomp else "",
         "capset": architecture.capset if architecture and os.geteuid() == 0 else None,
         "uid": uid,
         "keep_read": uid is not None and _keep_read(folder.parent, tuple(imports), mounted=mounted),
@@ -156,7 +157,7 @@ def _landlock(version: int, imports: Sequence[str]) -> dict[str, Any]:
         "create": landlock.CREATE_RULESET,
         "add": landlock.ADD_RULE,
         "restrict": landlock.RESTRICT_SELF,
-        "attributes": landlock.ruleset(version),
+        "attributes": landlock.ruleset(version).hex(),
         "handled": landlock.handled(version),
         "flags": landlock.restrict_flags(version),
         "file_rights": _FILE_RIGHTS,
@@ -187,8 +188,8 @@ def _threads_of_the_machine() -> int:
         return 4096
 
 
-def command(layers: Layers, folder: Path, imports: Sequence[str]) -> list[str]:
-    """The command line: the interpreter on the launcher, inside bubblewrap where that is used."""
+def command(layers: Layers, folder: Path, imports: Sequence[str], launcher: str) -> list[str]:
+    """The command line of the interpreter; inside bubblewrap, where that is used, with the launcher at ``LAUNCHER``."""
     python = [str(interpreter()), "-I", "-S", "-B", "-X", "utf8"]
     if layers.bwrap is None:
         return python
@@ -200,13 +201,14 @@ def command(layers: Layers, folder: Path, imports: Sequence[str]) -> list[str]:
     else:
         words += ["--unshare-user"]
     words += ["--as-pid-1", "--die-with-parent", "--new-session", "--hostname", "sandbox", "--clearenv"]
-    shown = (*readable(), str(interpreter()), *imports)
+    paths = (*readable(), str(interpreter()), *imports)
     devices = landlock.existing(_DEVICES)
     # bubblewrap gives the folders above a mount the rights they have outside, which may keep the run's user out
-    for parent in sorted({str(above) for path in (*shown, *devices, str(folder)) for above in Path(path).parents}):
+    for parent in sorted({str(above) for path in (*paths, *devices, str(folder)) for above in Path(path).parents}):
         words += ["--perms", "0755", "--dir", parent] if parent != "/" else []
-    for path in shown:
+    for path in paths:
         words += ["--ro-bind", path, path]
+    words += ["--ro-bind", launcher, LAUNCHER]
     for path in devices:
         words += ["--dev-bind", path, path]
     # the root is a tmpfs that counts against nobody, so it is closed for writing once it is built

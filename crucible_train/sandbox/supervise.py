@@ -187,8 +187,8 @@ def _read_only(content: bytes) -> Iterator[int]:
         return
     descriptor = os.memfd_create("request", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
-        with open(descriptor, "wb", closefd=False) as file:
-            file.write(content)
+        while content:
+            content = content[os.write(descriptor, content) :]
         os.lseek(descriptor, 0, os.SEEK_SET)
         fcntl.fcntl(
             descriptor,

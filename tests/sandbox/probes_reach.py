@@ -26,7 +26,7 @@ attempt("chdir", from_inside)
 attempt("O_PATH", lambda: os.read(os.open("secret.txt", os.O_RDONLY, dir_fd=os.open(home, os.O_PATH)), 99))
 attempt("hard link", lambda: (os.link(home + "/secret.txt", "hard"), open("hard").read())[1])
 attempt("chroot", lambda: os.chroot(home))
-""".replace("NAMES", "('bin', 'dev', 'etc', 'lib', 'lib64', 'root', 'tmp', 'usr')")
+""".replace("NAMES", "('dev', 'etc', 'launcher', 'lib', 'lib64', 'root', 'tmp', 'usr')")
 
 WRITES = r"""
 home = W["home"]

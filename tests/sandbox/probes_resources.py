@@ -71,7 +71,7 @@ async def forks(world: World) -> list[str]:
 
 async def memory(world: World) -> list[str]:
     found = await world.escapes(MEMORY)
-    result = await world.run("while True: W[len(W)] = bytearray(1 << 20)", Limits(memory_bytes=128 << 20))
+    result = await world.run("while True: W[len(W)] = bytearray(1 << 20)", Limits(memory_bytes=64 << 20))
     return found + _unless(result.status is Status.MEMORY, result)
 
 
@@ -79,7 +79,8 @@ async def time_limits(world: World) -> list[str]:
     spin, stubborn, asleep = await asyncio.gather(
         world.run("while True: pass", Limits(cpu_s=1.0)),
         world.run(
-            "import signal\nfor n in (2, 14, 15, 24): signal.signal(n, lambda *_: None)\nwhile True: pass", SHORT
+            "import signal\nfor n in (2, 14, 15, 24): signal.signal(n, lambda *_: None)\nwhile True: signal.pause()",
+            SHORT,
         ),
         world.run("import time\ntime.sleep(600)", SHORT),
     )
@@ -108,7 +109,7 @@ async def files(world: World) -> list[str]:
         "hidden": "os.mkdir('h', 0o300)\nfor n in range(1_000_000): open('h/%d' % n, 'w').close()",
     }
     for name, code in floods.items():
-        result = await world.run(code, replace(Limits(), wall_s=20.0, folder_bytes=32 << 20))
+        result = await world.run(code, replace(Limits(), wall_s=20.0, folder_bytes=8 << 20))
         found += _unless(result.status is Status.FILES, name, result)
     return found + leftovers()
 

@@ -56,7 +56,7 @@ import builtins, json, sys, unittest
 json.loads = json.dumps = lambda *_, **__: "3"
 builtins.open = builtins.len = lambda *_: 3
 unittest.TestCase.assertEqual = lambda *_: None
-sys.modules["json"] = sys.modules["marshal"] = None
+sys.modules["json"] = sys.modules["_json"] = None
 def add(a, b): return 4
 """,
     "patches the launcher": r"""

@@ -159,7 +159,7 @@ JSON = st.recursive(
 def test_what_the_launcher_writes_reads_back_as_it_was(value: object) -> None:
     import json
 
-    from crucible_train.sandbox.child import _Json
+    from crucible_train.sandbox.inside.launcher import _Json
 
     text = _Json(1 << 20).text(value).encode("utf-8", "backslashreplace").decode()
     assert json.loads(text) == value
