@@ -1,7 +1,10 @@
 """One run from request to result: the folder, the launcher, the supervisor, and what the run's traces mean."""
 
 import json
+import math
+import os
 import secrets
+import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +26,6 @@ _START = (
 )
 _INSIDE = str(Path(launcher.__file__).parent)  # importing it here leaves its compiled form for every run
 _LINE_BYTES = 256  # of a line on the channel beside its value
-_SIGKILL, _SHELL_SIGNAL = 9, 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,13 +117,14 @@ def _take(line: bytes, nonce: str, values: dict[int, str], raised: dict[int, str
 
 
 def _ending(ended: Ended, limits: Limits, exception: str | None) -> tuple[Status, int | None, int | None]:
-    """Status, exit status and signal. Bubblewrap reports a signal as a shell does."""
+    """Status, exit status and signal."""
     code = ended.returncode
-    number = -code if code < 0 else code - _SHELL_SIGNAL if code > _SHELL_SIGNAL else None
+    number = -code if code < 0 else None
     exit_code = code if number is None else None
     if ended.stopped is not None:
         return ended.stopped, exit_code, number
-    if number == _SIGKILL and ended.cpu_s >= limits.cpu_s - 0.5:
+    # the limit of processor time kills too, and it takes that long to meet it; else it was the machine's lack of memory
+    if number == signal.SIGKILL and ended.duration_s * (os.cpu_count() or 1) >= math.ceil(limits.cpu_s) - 0.5:
         return Status.TIMEOUT, exit_code, number
     if number is not None:
         return Status.KILLED, exit_code, number

@@ -195,12 +195,14 @@ def command(layers: Layers, folder: Path, imports: Sequence[str], launcher: str)
         return python
     as_root = os.geteuid() == 0
     words = [layers.bwrap, "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"]
-    if as_root:  # what it takes to become the run's user
+    if as_root:
+        # what it takes to become the run's user. Process 1 stays bubblewrap's, which that user cannot touch: if we are
+        # killed, so is bubblewrap, but without capabilities it could not pass that on to a program of another user
         for capability in ("CAP_SETUID", "CAP_SETGID", "CAP_DAC_READ_SEARCH"):
             words += ["--cap-add", capability]
     else:
-        words += ["--unshare-user"]
-    words += ["--as-pid-1", "--die-with-parent", "--new-session", "--hostname", "sandbox", "--clearenv"]
+        words += ["--unshare-user", "--as-pid-1"]
+    words += ["--die-with-parent", "--new-session", "--hostname", "sandbox", "--clearenv"]
     paths = (*readable(), str(interpreter()), *imports)
     devices = landlock.existing(_DEVICES)
     # bubblewrap gives the folders above a mount the rights they have outside, which may keep the run's user out

@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Event
 
@@ -26,17 +26,17 @@ _START_S = 60.0  # until the launcher says it is ready; a machine with 64 runs a
 _TICK_S = 0.05  # how often the clock, the folder and a cancelled caller are looked at
 _DEATH_S = 30.0  # until a killed process is gone
 _CHUNK = 1 << 16
+_SHELL = 128  # bubblewrap reports the signal that ended its program as a shell does, as an exit status above this
 
 
 @dataclass(slots=True)
 class Ended:
-    """What was seen of a run. ``stopped`` is why this side ended it, None if it ended itself."""
+    """What was seen of a run: ``returncode`` is an exit status or minus a signal, ``stopped`` why we ended it."""
 
     stdout: bytes
     stderr: bytes
     channel: bytes
     returncode: int
-    cpu_s: float
     duration_s: float
     stopped: Status | None
 
@@ -77,6 +77,7 @@ class Supervisor:
         self._ready = ready
         self._channel_bytes = channel_bytes
         self._started: float | None = None
+        self._inside: int | None = None  # with bubblewrap, a descriptor of the first process of its namespace
 
     def run(self, command: Sequence[str], request: bytes, stdin: bytes, bubblewrap: bool) -> Ended:
         """Start ``command``, with the request's and the channel's descriptors added, and stay until nothing is left."""
@@ -112,33 +113,43 @@ class Supervisor:
                 _Stream(readers[1], output),
                 _Stream(readers[2], self._channel_bytes),
             ]
-            return self._watch(process, streams, readers[3] if bubblewrap else None)
+            ended = self._watch(process, streams, readers[3] if bubblewrap else None)
+            if bubblewrap and _SHELL < ended.returncode <= _SHELL + signal.SIGRTMAX:
+                return replace(ended, returncode=_SHELL - ended.returncode)
+            return ended
 
     def _watch(self, process: subprocess.Popen[bytes], streams: list[_Stream], news: int | None) -> Ended:
         began = time.monotonic()
         try:
-            stopped = self._until_over(process, streams, began)
+            stopped = self._until_over(process, streams, news, began)
         finally:
             duration_s = time.monotonic() - (self._started or began)
-            _kill(process.pid, news)
-            _, status, used = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
+            if news is not None and self._inside is None and not _is_over(process.pid):
+                self._inside = _first_inside(news)
+            try:
+                _kill(process.pid, self._inside)
+            finally:
+                process.wait()
         for stream in streams:
             stopped = stopped if stream.read() else (stopped or Status.OUTPUT)
         out, err, channel = (bytes(stream.data[: stream.most]) for stream in streams)
-        cpu_s = used.ru_utime + used.ru_stime
-        return Ended(out, err, channel, process.returncode, cpu_s, duration_s, stopped)
+        return Ended(out, err, channel, process.returncode, duration_s, stopped)
 
-    def _until_over(self, process: subprocess.Popen[bytes], streams: list[_Stream], began: float) -> Status | None:
+    def _until_over(
+        self, process: subprocess.Popen[bytes], streams: list[_Stream], news: int | None, began: float
+    ) -> Status | None:
         poll = select.poll()
         with _exit_descriptor(process.pid) as exited:
             if exited is not None:
                 poll.register(exited, select.POLLIN)
             for stream in streams:
                 poll.register(stream.descriptor, select.POLLIN)
+            if news is not None:
+                poll.register(news, select.POLLIN)
             looked = began
             while True:
-                poll.poll(_TICK_S * 1000)
+                events = poll.poll(_TICK_S * 1000)
+                self._note_inside(news, events, poll)
                 if not self._read(streams, poll):
                     return Status.OUTPUT
                 if _is_over(process.pid):
@@ -150,6 +161,11 @@ class Supervisor:
                     looked = now
                     if not self._folder_fits():
                         return Status.FILES
+
+    def _note_inside(self, news: int | None, events: list[tuple[int, int]], poll: select.poll) -> None:
+        if news is not None and any(descriptor == news for descriptor, _ in events):
+            self._inside = _first_inside(news)
+            poll.unregister(news)
 
     def _read(self, streams: list[_Stream], poll: select.poll) -> bool:
         """Take what is there; False once a bound is passed."""
@@ -218,9 +234,8 @@ def _is_over(pid: int) -> bool:
     return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
-def _kill(pid: int, news: int | None) -> None:
-    """End the process and its group, and what bubblewrap put into its own process namespace."""
-    inner = _inner(pid, news) if news is not None else None
+def _kill(pid: int, inner: int | None) -> None:
+    """End the process and its group, and what bubblewrap put into a process namespace; it is gone on return."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
     if inner is None:
@@ -234,15 +249,10 @@ def _kill(pid: int, news: int | None) -> None:
         os.close(inner)
 
 
-def _inner(pid: int, news: int) -> int | None:
-    """A descriptor of the process inside bubblewrap; None if bubblewrap is over, and so is what it waited for."""
+def _first_inside(news: int) -> int | None:
+    """A descriptor of the first process bubblewrap made, once it tells of it; that process waits until it has."""
     try:
         told = re.search(rb'"child-pid": (\d+)', os.read(news, _CHUNK))
-    except BlockingIOError:
-        return None  # killed before it made the process
-    if told is None or _is_over(pid):
-        return None
-    try:
-        return os.pidfd_open(int(told[1]))
-    except ProcessLookupError:
+        return os.pidfd_open(int(told[1])) if told else None
+    except (BlockingIOError, ProcessLookupError):
         return None

@@ -85,11 +85,16 @@ def calls_verdict(run: Run, expected: Sequence[Any]) -> Verdict:
 
 def _failure(run: Run, index: int) -> str:
     if index in run.values:
-        return f"call {index} returned {run.values[index][:200]}"
+        return f"call {index} returned {_shown(run.values[index][:200])}"
     if index in run.raised:
-        return f"call {index} raised {run.raised[index][:200]}"
-    last = run.result.stderr.strip().splitlines()[-1:]
-    return " ".join([f"call {index} did not return: {run.result.status}", *last])[:300]
+        return f"call {index} raised {_shown(run.raised[index][:200])}"
+    last = _shown(run.result.stderr.strip()[-200:].rpartition("\n")[2])
+    return f"call {index} did not return: {run.result.status} {last}".rstrip()
+
+
+def _shown(text: str) -> str:
+    """Untrusted text in one line, without control characters that a terminal would obey."""
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
 
 
 def _reads_as(text: str, expected: Any) -> bool:
@@ -133,7 +138,7 @@ def exchanges_verdict(results: Sequence[Result], tests: Sequence[Exchange]) -> V
         return Verdict(status, passed, "")
     first = passed.index(False)
     wrote = (results[first].stderr if results[first].status is Status.ERROR else results[first].stdout).strip()
-    return Verdict(status, passed, f"exchange {first} ended as {results[first].status}: {wrote[-200:]}")
+    return Verdict(status, passed, f"exchange {first} ended as {results[first].status}: {_shown(wrote[-200:])}")
 
 
 def _lines(text: str) -> list[str]:

@@ -2,9 +2,12 @@
 
 import asyncio
 import functools
+import os
+import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
@@ -86,6 +89,7 @@ print("all", "é", sep=" ")
         ("import sys; sys.exit(3)", Status.ERROR, None),
         ("x = bytearray(1 << 40)", Status.MEMORY, "MemoryError"),
         ("import os; os.abort()", Status.KILLED, None),
+        ("import os; os._exit(255)", Status.ERROR, None),
         ("def", Status.ERROR, "SyntaxError"),
         ("\0", Status.ERROR, "SyntaxError"),
     ],
@@ -174,6 +178,44 @@ async def test_programs_wait_for_their_turn_and_can_be_cancelled_there(monkeypat
         with pytest.raises(asyncio.CancelledError):
             await first
         assert (await sandbox.run("print(3)")).stdout == "3\n"
+
+
+_HARNESS = """
+import asyncio, sys
+from crucible_train.sandbox import Limits, Sandbox
+with Sandbox(namespaces=sys.argv[1]) as sandbox:
+    asyncio.run(sandbox.run("import time; time.sleep(600)", limits=Limits(wall_s=600)))
+"""
+
+
+@pytest.mark.parametrize("namespaces", ["never", "always"])
+def test_a_killed_harness_takes_its_programs_along(namespaces: str, tmp_path: Path) -> None:
+    try:
+        Sandbox(namespaces=namespaces)
+    except SandboxError as problem:
+        pytest.skip(str(problem))
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    harness = subprocess.Popen([sys.executable, "-c", _HARNESS, namespaces], env=environment)
+    while not _sleeping(tmp_path):
+        assert harness.poll() is None
+        time.sleep(0.01)
+    harness.kill()
+    harness.wait()
+    while _inside(tmp_path):  # the test's own time limit is what fails
+        time.sleep(0.01)
+
+
+def _sleeping(folder: Path) -> bool:
+    """Whether a program in the folder has started: its launcher is confined, so the program's own sleep it is."""
+    calls = (Path(f"/proc/{pid}/wchan") for pid in _inside(folder))
+    return any("nanosleep" in call.read_text() for call in calls)
+
+
+def test_a_detail_cannot_steer_a_terminal() -> None:
+    with Sandbox(namespaces="never") as sandbox:
+        code = "import sys\nprint('\\x1b[31m', file=sys.stderr)\nraise ValueError('\\x1b[2J\\r' + chr(0x202e))"
+        verdict = asyncio.run(sandbox.passes(code, Calls("f", [Call((), 1)])))
+    assert verdict.detail == "call 0 did not return: error ValueError: \\x1b[2J\\r\\u202e"
 
 
 def test_it_works_off_the_main_thread_too() -> None:
