@@ -135,6 +135,7 @@ def confinement(
         "landlock": _landlock(layers.landlock, imports) if layers.landlock else None,
         "seccomp": _filter().hex() if layers.seccomp else "",
         "capset": architecture.capset if architecture and os.geteuid() == 0 else None,
+        "is_linux": sys.platform.startswith("linux"),
         "uid": uid,
         "keep_read": uid is not None and _keep_read(folder.parent, tuple(imports), mounted=mounted),
         "rlimits": _rlimits(limits, own_uid=uid is not None),
@@ -190,7 +191,7 @@ def _threads_of_the_machine() -> int:
 
 def command(layers: Layers, folder: Path, imports: Sequence[str], launcher: str) -> list[str]:
     """The command line of the interpreter; inside bubblewrap, where that is used, with the launcher at ``LAUNCHER``."""
-    python = [str(interpreter()), "-I", "-S", "-B", "-X", "utf8"]
+    python = [str(interpreter()), "-s", "-S", "-P", "-B", "-X", "utf8"]
     if layers.bwrap is None:
         return python
     as_root = os.geteuid() == 0
@@ -202,7 +203,7 @@ def command(layers: Layers, folder: Path, imports: Sequence[str], launcher: str)
             words += ["--cap-add", capability]
     else:
         words += ["--unshare-user", "--as-pid-1"]
-    words += ["--die-with-parent", "--new-session", "--hostname", "sandbox", "--clearenv"]
+    words += ["--die-with-parent", "--new-session", "--hostname", "sandbox"]
     paths = (*readable(), str(interpreter()), *imports)
     devices = landlock.existing(_DEVICES)
     # bubblewrap gives the folders above a mount the rights they have outside, which may keep the run's user out

@@ -2,12 +2,12 @@
 
 import asyncio
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from threading import Event
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from crucible_train.errors import ConfigError, DataError, SandboxError
 from crucible_train.sandbox.execution import Job, Run, execute
@@ -89,7 +89,7 @@ class Sandbox:
             calls, expected = plain_calls(tests)
             run = await self._execute(Job(solution, function=tests.function, calls=calls), limits)
             return calls_verdict(run, expected)
-        jobs = [self._execute(Job(solution, test.stdin.encode()), limits) for test in tests]
+        jobs = [self._execute(Job(solution, _bytes(test.stdin)), limits) for test in tests]
         return exchanges_verdict([run.result for run in await _all(jobs)], tests)
 
     async def _execute(self, job: Job, limits: Limits) -> Run:
@@ -122,11 +122,16 @@ class Sandbox:
         self.close()
 
 
-async def _all(jobs: Sequence["asyncio._CoroutineLike[Run]"]) -> list[Run]:
-    """Every run, in order; the first fault, or a cancelled caller, ends the others first."""
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(job) for job in jobs]
-    return [task.result() for task in tasks]
+async def _all(jobs: Sequence[Coroutine[Any, Any, Run]]) -> list[Run]:
+    """Every run, in order; a fault, or a cancelled caller, ends the others first."""
+    tasks = [asyncio.ensure_future(job) for job in jobs]
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
 
 
 def _bytes(content: str | bytes) -> bytes:

@@ -99,7 +99,7 @@ class Supervisor:
                     stderr=writers[1],
                     pass_fds=(asked, writers[2], *writers[3:] * bubblewrap),
                     cwd=self._folder,
-                    env={},
+                    env={"PYTHONHASHSEED": "0"},  # a solution that prints a set is right or wrong each time
                     start_new_session=True,
                 )
             except OSError as problem:

@@ -53,7 +53,7 @@ for place in ("/tmp", "/var/tmp", "/dev/shm", "/", "/dev", "/usr/lib", library, 
 
 ENVIRONMENT = r"""
 canary = W["canary"][::-1].encode()
-attempt("its own", lambda: set(os.environ) - {"LC_CTYPE", "PWD"} or None)
+attempt("its own", lambda: set(os.environ) or None)
 attempt("names", lambda: any(name in os.environ for name in ("HOME", "PATH", "CANARY_KEY", "USER")))
 for pid in ("self", os.getppid(), 1, W["host"], W["victim"]):
     attempt("environ of %s" % pid, lambda: open("/proc/%s/environ" % pid, "rb").read() or None)

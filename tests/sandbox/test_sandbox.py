@@ -66,6 +66,14 @@ print(helper.double(int(sys.stdin.read())), open("d/data").read())
 
 
 @in_a_loop
+async def test_the_order_of_a_set_is_the_same_in_every_run(sandbox: Sandbox) -> None:
+    code = "import os\nprint(list({str(n) for n in range(50)}), dict(os.environ))"
+    first, second = await asyncio.gather(sandbox.run(code), sandbox.run(code))
+    assert first.stdout == second.stdout
+    assert first.stdout.endswith("] {}\n")
+
+
+@in_a_loop
 async def test_what_honest_solutions_use_works(sandbox: Sandbox) -> None:
     code = """
 import asyncio, collections, concurrent.futures, datetime, decimal, fractions, functools, heapq, itertools, json, math
@@ -244,6 +252,8 @@ async def test_a_fault_of_the_sandbox_is_raised_and_so_is_a_wrong_question(tmp_p
         (tmp_path / "goes").rmdir()
         with pytest.raises(SandboxError, match=r"did not start: FileNotFoundError.*goes"):
             await sandbox.run("print(1)")
+        with pytest.raises(SandboxError, match=r"did not start: FileNotFoundError.*goes"):
+            await sandbox.passes("print(1)", [Exchange("", "1")] * 3)
     with Sandbox(namespaces="never") as sandbox:
         with pytest.raises(DataError, match="relative path"):
             await sandbox.run("", files={"../out": ""})

@@ -73,19 +73,20 @@ def confine(kernel: _Kernel, request: dict[str, Any]) -> None:
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(limit, (value, value))
     _write_files(request["files"])
-    if not request["seccomp"]:
-        return  # allowed explicitly: only the limits hold
-    kernel.prctl("no_new_privs", _SET_NO_NEW_PRIVS, 1)
-    kernel.prctl("dumpable", _SET_DUMPABLE, 0)
+    if request["is_linux"]:
+        kernel.prctl("no_new_privs", _SET_NO_NEW_PRIVS, 1)
+        kernel.prctl("dumpable", _SET_DUMPABLE, 0)
     if ruleset >= 0:
         kernel.call("landlock_restrict_self", request["landlock"]["restrict"], ruleset, request["landlock"]["flags"])
         os.close(ruleset)
-    kernel.prctl("pdeathsig", _SET_PDEATHSIG, 9)
+    if request["is_linux"]:
+        kernel.prctl("pdeathsig", _SET_PDEATHSIG, 9)
     if _reader_is_gone():
         os._exit(1)  # the parent died before the line above could notice
-    instructions = bytes.fromhex(request["seccomp"])
-    program = _Program(len(instructions) // 8, instructions)
-    kernel.prctl("seccomp", _SET_SECCOMP, 2, ctypes.byref(program))
+    if request["seccomp"]:
+        instructions = bytes.fromhex(request["seccomp"])
+        program = _Program(len(instructions) // 8, instructions)
+        kernel.prctl("seccomp", _SET_SECCOMP, 2, ctypes.byref(program))
 
 
 def _reader_is_gone() -> bool:
@@ -268,6 +269,7 @@ def main(request_fd: int, channel_fd: int) -> None:
     # the system call is denied, as it tells the machine's name; libraries still ask
     names = os.uname_result(("Linux", "sandbox", request["release"], "", request["machine"]))
     os.uname = lambda: names
+    os.environ.clear()
     module = type(sys)("__main__")
     sys.modules["__main__"], sys.argv = module, ["main.py"]
     sys.path[:0] = [os.getcwd(), *request["import_paths"]]  # noqa: PTH109
