@@ -11,6 +11,7 @@
     │   ├── RolloutError          an episode that failed where the configuration tolerates none
     │   ├── CheckpointError       no checkpoint can be trusted
     │   ├── ArtifactError         a stored blob is missing or is not what its digest says
+    │   ├── SandboxError          untrusted code cannot be confined here, or its sandbox did not start
     │   └── ServerError           a model server gives no answer, or one that cannot be used
     └── Interrupted       130/143  a person or the system asked the run to stop; it was saved
 
@@ -68,6 +69,10 @@ class RolloutError(RunError):
 
 class CheckpointError(RunError):
     """No checkpoint can be trusted."""
+
+
+class SandboxError(RunError):
+    """Untrusted code cannot be confined on this machine, or the sandbox itself failed; never what the code did."""
 
 
 class ArtifactError(RunError):

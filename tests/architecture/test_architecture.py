@@ -14,11 +14,12 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("crucible_train", "tasks", "flows")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
-# these write through a library, into folders that files.py then makes durable
+# these write into folders that files.py then makes durable
 WRITERS = {
     "crucible_train/files.py",
     "crucible_train/adapters/torch_local/state.py",
     "crucible_train/adapters/torch_local/conversion.py",
+    "crucible_train/sandbox/inside/launcher.py",  # into a folder that lives as long as the process
 }
 PICKLES = frozenset({"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"})
 VAGUE = frozenset({"utils", "util", "helpers", "helper", "common", "misc"})
