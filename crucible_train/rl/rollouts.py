@@ -62,7 +62,7 @@ async def rollout_group(
         group_size: how many episodes, G.
         client: what samples.
         config: limits, sampling and what becomes of failures.
-        seed: decides all draws; a problem that is played at several steps needs another at each.
+        seed: decides all draws; a problem that is played again, at another step or beside itself, needs another.
         policy_step: how many optimizer steps the weights have taken by now.
         on_failure: told of each failure, also of a group that is given up.
 
