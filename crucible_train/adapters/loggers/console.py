@@ -12,7 +12,7 @@ _NUM_PLAIN_LINES = 8
 
 
 class ConsoleLogger:
-    """Shows step, loss, tokens a second and time left; an evaluation gets a line of its own."""
+    """Shows step, loss or reward, tokens a second and time left; an evaluation gets a line of its own."""
 
     def __init__(self) -> None:
         """Nothing is shown before the run starts."""
@@ -31,19 +31,19 @@ class ConsoleLogger:
         self._progress = Progress(
             TextColumn("  step {task.completed}/{task.total}"),
             BarColumn(bar_width=24),
-            TextColumn("loss {task.fields[loss]}  {task.fields[speed]} tokens/s"),
+            TextColumn("{task.fields[figure]}  {task.fields[speed]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(elapsed_when_finished=False),
             console=terminal.console(),
             transient=True,
         )
-        self._task = self._progress.add_task("", total=run.num_steps, completed=run.first_step, loss="-", speed="-")
+        self._task = self._progress.add_task("", total=run.num_steps, completed=run.first_step, figure="", speed="")
         self._progress.start()
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Show a step."""
-        if "train/loss" in metrics:
+        if "train/loss" in metrics or ("reward/mean" in metrics and step > 0):
             self._show_step(metrics, step)
         if any(name.startswith("eval/") for name in metrics):
             self._show_evaluation(metrics, step)
@@ -58,17 +58,17 @@ class ConsoleLogger:
             self._progress = None
 
     def _show_step(self, metrics: Mapping[str, float], step: int) -> None:
-        loss, speed = f"{metrics['train/loss']:.3f}", f"{metrics.get('perf/tokens_per_second', 0):.0f}"
+        figure, speed = _figure(metrics), _speed(metrics)
         if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, completed=step, loss=loss, speed=speed)
+            self._progress.update(self._task, completed=step, figure=figure, speed=speed)
             return
         every = max(1, -(-self._num_steps // _NUM_PLAIN_LINES))
         if step % every == 0 or step == self._num_steps:
             left = (time.monotonic() - self._started) / max(1, step - self._first_step) * (self._num_steps - step)
             rate = f"  lr {metrics['optim/learning_rate']:.2e}" if "optim/learning_rate" in metrics else ""
             terminal.say(
-                f"  step {step:>{len(str(self._num_steps))}}/{self._num_steps}  loss {loss}{rate}  "
-                f"{speed} tokens/s  {duration(left)} left"
+                f"  step {step:>{len(str(self._num_steps))}}/{self._num_steps}  {figure}{rate}  "
+                f"{speed}  {duration(left)} left"
             )
 
     def _show_evaluation(self, metrics: Mapping[str, float], step: int) -> None:
@@ -77,6 +77,20 @@ class ConsoleLogger:
         ]
         if step > 0:
             terminal.say(f"  evaluation at step {step}: " + "  ".join(shown))
+
+
+def _figure(metrics: Mapping[str, float]) -> str:
+    """What a step is judged by: its reward where there is one, else its loss."""
+    if "reward/mean" in metrics:
+        mixed = metrics.get("sample/frac_mixed", 0.0)
+        return f"reward {metrics['reward/mean']:.3f}  groups that teach {mixed:.0%}"
+    return f"loss {metrics['train/loss']:.3f}"
+
+
+def _speed(metrics: Mapping[str, float]) -> str:
+    if "perf/sampled_tokens_per_second" in metrics:
+        return f"{metrics['perf/sampled_tokens_per_second']:.0f} tokens/s sampled"
+    return f"{metrics.get('perf/tokens_per_second', 0):.0f} tokens/s"
 
 
 def duration(seconds: float) -> str:

@@ -16,6 +16,7 @@ from crucible_train.rl.problem_set import ProblemSet
 ENVIRONMENTS: Mapping[str, str] = {
     "arithmetic": "crucible_train.rl.environments.arithmetic:Arithmetic",
     "calculator": "crucible_train.rl.environments.calculator:Calculator",
+    "code": "crucible_train.rl.environments.code:Code",
     "gsm8k": "crucible_train.rl.environments.gsm8k:Gsm8k",
     "guess_the_number": "crucible_train.rl.environments.guess_the_number:GuessTheNumber",
     "prompts": "crucible_train.rl.environments.prompts:Prompts",

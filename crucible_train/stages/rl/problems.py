@@ -1,8 +1,7 @@
 """The problems of a run: made of the configuration and the model's chat format."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from crucible_train import wiring
 from crucible_train.ports import Tokenizer
@@ -11,7 +10,6 @@ from crucible_train.renderers import Renderer, get_renderer
 from crucible_train.rl.environments import problems, read_options
 from crucible_train.rl.problem_set import ProblemSet
 from crucible_train.stages.chat_format import renderer_spec
-from crucible_train.stages.prepare_data import source_of
 
 PROBLEM_FIELDS = ("seed", "env", "data.renderer", "data.renderer_options")
 """What decides which problems there are."""
@@ -35,12 +33,11 @@ def renderer_of(config: RLConfig, model_dir: Path, tokenizer: Tokenizer) -> Rend
     return get_renderer(spec.name, tokenizer, **spec.options)
 
 
-def sources(config: RLConfig) -> Mapping[str, Any]:
+def sources(config: RLConfig) -> Sequence[str]:
     """The digests of the data sets that the environment's options name: their content decides the problems.
 
     Raises:
         DataError: there is none of that name.
     """
     store, options = wiring.dataset_store(), read_options(config.env.name, config.env.options)
-    named = {name: getattr(options, name, None) for name in ("dataset", "held_out_dataset")}
-    return {name: store.describe(source_of(path)).sha256 for name, path in named.items() if path}
+    return [store.describe(source).sha256 for source in getattr(options, "sources", ())]
