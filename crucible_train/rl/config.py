@@ -14,9 +14,11 @@ _CLIPPED: dict[str, type[PPO] | type[CISPO] | type[GSPO]] = {"ppo": PPO, "cispo"
 class EnvConfig(Section):
     """What the policy acts in."""
 
-    name: str = option("arithmetic", "environment, one of docs/rl.md: arithmetic, gsm8k, guess_the_number, ...")
+    name: str = option(
+        "arithmetic", "environment: arithmetic, calculator, code, gsm8k, guess_the_number, prompts or reasoning_gym"
+    )
     options: dict[str, str | int | float | bool | list[str | int | float] | None] = option(
-        {}, "options of the environment, by name; env.options={} shows none: docs/rl.md lists them"
+        {}, "its options, by name; python -m crucible_train.rl.environments lists them"
     )
 
 

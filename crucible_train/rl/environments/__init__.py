@@ -2,6 +2,7 @@
 
 import inspect
 import pkgutil
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,6 +33,16 @@ def options_of(name: str) -> type[Section]:
     """
     found: type[Section] = _find(name).Options
     return found
+
+
+def describe(name: str) -> str:
+    """What an environment is, in a line.
+
+    Raises:
+        ConfigError: the name is unknown.
+    """
+    kind = _find(name)
+    return (sys.modules[kind.__module__].__doc__ or "").partition("\n")[0]
 
 
 def problems(
@@ -70,11 +81,20 @@ def read_options(name: str, values: Mapping[str, Any]) -> Section:
     try:
         return options_of(name).model_validate(dict(values))
     except ValidationError as error:
-        lines = [f"{'.'.join(map(str, one['loc'])) or 'options'}: {one['msg']}" for one in error.errors()]
-        raise ConfigError([f"environment {name}: {line}" for line in lines]) from error
+        raise ConfigError([f"env.options{_place(one)}: {_words(one)}" for one in error.errors()]) from error
 
 
 def _find(name: str) -> Any:
     if name not in ENVIRONMENTS:
-        raise ConfigError(f"environment: {name!r} is unknown; known are {', '.join(ENVIRONMENTS)}")
+        raise ConfigError(f"env.name: {name!r} is unknown; known are {', '.join(ENVIRONMENTS)}")
     return pkgutil.resolve_name(ENVIRONMENTS[name])
+
+
+def _place(problem: Mapping[str, Any]) -> str:
+    return "".join(f".{part}" for part in problem["loc"])
+
+
+def _words(problem: Mapping[str, Any]) -> str:
+    """What is wrong, without the words that pydantic puts before ours."""
+    text = str(problem["msg"]).removeprefix("Value error, ")
+    return text[:1].lower() + text[1:]

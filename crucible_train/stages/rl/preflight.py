@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 
-from crucible_train.errors import ConfigError
 from crucible_train.recipes.rl import RLConfig
 from crucible_train.rl.environments import read_options
 from crucible_train.stages import preflight
@@ -29,11 +28,8 @@ def _secrets(config: RLConfig) -> Problems:
 
 
 def _environment(config: RLConfig) -> Problems:
-    try:
-        read_options(config.env.name, config.env.options)
-    except ConfigError as error:
-        yield from (f"env: {line}" for line in error.problems)
-        return
+    read_options(config.env.name, config.env.options)
+    yield from ()
     if not any(preflight.holds_secret(value) for value in config.env.options.values()):
         sources(config)
 
