@@ -83,6 +83,7 @@ class World:
         return {
             "home": str(self.home),
             "canary": "".join(reversed(CANARY)),  # so that finding it in its own source is no find
+            "walls": self.sandbox.layers.confines,
             "host": os.getpid(),
             "victim": self.victim.pid,
             "tcp": self.tcp.getsockname()[1],
