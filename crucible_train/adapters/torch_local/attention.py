@@ -54,7 +54,7 @@ class Layout(Protocol):
     """What may see what in one pass."""
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
-        """Attention of shape (1 or B, H, T, E)."""
+        """Attention of shape (1 or B, H, T, E). Values may be of less precision than queries."""
 
 
 class SegmentAttention:
@@ -96,8 +96,6 @@ class SegmentAttention:
         if dropout:
             raise ModelError("attention dropout is not supported; set attention_dropout to 0 in the model's config")
         scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-        if query.dtype != value.dtype:
-            value = value.to(query.dtype)
         scores = Scores(scale, sliding_window, softcap, s_aux)
         return self._layout.attend(query, key, value, scores).transpose(1, 2), None
 
@@ -111,7 +109,7 @@ class LoopLayout:
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
         """Attention of shape (1, H, T, E)."""
         lengths = [len(segment) for segment in self.segments]
-        queries, keys, values = (x.split(lengths, dim=2) for x in (query, key, value))
+        queries, keys, values = (x.split(lengths, dim=2) for x in (query, key, value.to(query.dtype)))
         seen: list[tuple[Tensor, Tensor]] = []
         outputs = []
         for segment, q, k, v in zip(self.segments, queries, keys, values, strict=True):
@@ -208,7 +206,7 @@ class FlexLayout:
         return self._attend(
             query,
             key,
-            value,
+            value.to(query.dtype),
             score_mod=score_mod,
             block_mask=self._mask(scores.window),
             scale=scores.scale,

@@ -230,6 +230,7 @@ class _Step:
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
         """Attention of shape (B, H, 1, E)."""
         rows, heads, _, width = query.shape
+        dtype = query.dtype
         query = query.reshape(rows, key.shape[1], heads // key.shape[1], width).to(key.dtype)
         logits = query @ key.transpose(2, 3)
         groups = self._groups
@@ -247,7 +248,7 @@ class _Step:
         out = probabilities[..., start : start + self.num_columns] @ value
         if groups.prompts:
             self._add_prompts(out, probabilities[..., :start])
-        return out.to(query.dtype).view(rows, heads, 1, -1)
+        return out.to(dtype).view(rows, heads, 1, -1)
 
     def _prompt_logits(self, query: Tensor) -> Tensor:
         """Products with the keys of each row's prompt, (B, K, G, P); any number where it has no such key."""

@@ -130,7 +130,7 @@ class _Stream:
             return LoopLayout(self.segments).attend(query, key, value, scores)
         layer = len(self._layers) - 1
         lengths = [len(segment) for segment in self.segments]
-        queries, keys, values = (x.split(lengths, dim=2) for x in (query, key, value))
+        queries, keys, values = (x.split(lengths, dim=2) for x in (query, key, value.to(query.dtype)))
         seen: list[tuple[Tensor, Tensor]] = []
         outputs = []
         for segment, place, q, k, v in zip(self.segments, self._before, queries, keys, values, strict=True):

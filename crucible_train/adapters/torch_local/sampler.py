@@ -58,6 +58,7 @@ class _Row:
         columns: how many positions of the table it needs at its limit.
         uniform: a number in [0, 1) for each token.
         decode: gives the text of tokens.
+        stops: the ids that end it.
         tokens: what is written.
         logprobs: of each token.
     """
@@ -67,16 +68,16 @@ class _Row:
     columns: int
     uniform: np.ndarray
     decode: Callable[[Sequence[int]], str]
+    stops: frozenset[int]
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
 
     @property
     def stop_reason(self) -> Literal["stop", "length"] | None:
         """Why nothing more is written, or None."""
-        params = self.request.params
-        if self.tokens and (self.tokens[-1] in params.stop_token_ids or self._holds_stop_text()):
+        if self.tokens and (self.tokens[-1] in self.stops or self._holds_stop_text()):
             return "stop"
-        return "length" if len(self.tokens) >= params.max_tokens else None
+        return "length" if len(self.tokens) >= self.request.params.max_tokens else None
 
     def _holds_stop_text(self) -> bool:
         """Whether the last tokens hold a stop text; a token is a byte of text at least, a character four at most."""
@@ -173,7 +174,8 @@ class Sampler:
     def _row(self, request: SampleRequest, node: Node, own: int) -> _Row:
         params = request.params
         draws = np.random.Generator(np.random.Philox(key=[params.seed, request.sample]))
-        return _Row(request, node, own + params.max_tokens, draws.random(params.max_tokens), self._decode)
+        uniform = draws.random(params.max_tokens)
+        return _Row(request, node, own + params.max_tokens, uniform, self._decode, frozenset(params.stop_token_ids))
 
     def _fits(self, entering: dict[bytes, list[SampleRequest]]) -> bool:
         """Whether one more request fits, were all rows to reach their limits."""
