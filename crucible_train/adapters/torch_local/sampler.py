@@ -101,6 +101,7 @@ class Sampler:
         self._rows: list[_Row] = []
         self._cache = self._new_cache()
         self._choices: Choices | None = None
+        self._last_tick = 0.0
         self.stats = SamplerStats()
 
     def forget(self) -> None:
@@ -111,7 +112,7 @@ class Sampler:
     @torch.no_grad()
     def serve(self, inbox: Inbox[Request]) -> None:
         """Answer what is left in the inbox, until it is closed and all is answered, or nothing is left to do."""
-        start = time.perf_counter()
+        self._last_tick = time.perf_counter()
         scores: list[ScoreRequest] = []
         try:
             while self._rows or self._waiting or not inbox.close_if_empty():
@@ -130,7 +131,7 @@ class Sampler:
         finally:
             self._cache = self._new_cache()
             self._known.shrink()
-            self._count(seconds=time.perf_counter() - start)
+            self._tick()
 
     def _fail(self, error: BaseException, asked: Sequence[Request]) -> None:
         requests: list[Request] = [*(row.request for row in self._rows), *self._waiting, *asked]
@@ -205,6 +206,7 @@ class Sampler:
 
     def _let_go(self) -> None:
         """Answer finished rows and drop them, and those whose caller has gone."""
+        self._tick()  # whoever is answered may look at the counts
         self._waiting = deque(request for request in self._waiting if not request.future.cancelled())
         before = len(self._rows)
         for index in reversed(range(before)):
@@ -264,6 +266,12 @@ class Sampler:
 
     def _new_cache(self) -> RowCache:
         return RowCache(self._model.precision.dtype, self._model.causal.device)
+
+    def _tick(self) -> None:
+        """Count the time since the last tick."""
+        now = time.perf_counter()
+        self._count(seconds=now - self._last_tick)
+        self._last_tick = now
 
     def _count(self, **more: float) -> None:
         stats = self.stats
