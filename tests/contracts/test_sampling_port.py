@@ -100,6 +100,89 @@ def test_log_probabilities_are_those_at_temperature_one(values: dict[str, float]
         np.testing.assert_allclose(answer.logprobs, scored[PROMPT.length :], atol=1e-4)
 
 
+def test_filters_leave_the_most_likely_tokens(client: SamplingClient) -> None:
+    (best,) = sample(client, SamplingParams(5, temperature=0.0))
+    for values in ({"top_k": 1}, {"min_p": 1.0}, {"top_p": 1e-6}):
+        assert sample(client, SamplingParams(5, temperature=2.0, seed=4, **values))[0].tokens == best.tokens
+    (first,) = asyncio.run(client.top_logprobs(PROMPT.append_ints([0]), 3))[-1:]
+    allowed = {token for token, _ in first}
+    answers = sample(client, SamplingParams(1, temperature=30.0, top_k=3), 40)
+    assert {answer.tokens[0] for answer in answers} == allowed
+    between = float(np.exp(((first[1][1] + first[2][1]) / 2 - first[0][1]) / 30.0))
+    answers = sample(client, SamplingParams(1, temperature=30.0, top_k=3, min_p=between), 40)
+    assert {answer.tokens[0] for answer in answers} == {token for token, _ in first[:2]}
+
+
+def test_the_most_likely_tokens_are_told_in_order(client: SamplingClient) -> None:
+    (answer,) = sample(client, SamplingParams(4, temperature=0.0))
+    whole = PROMPT.append_ints(answer.tokens)
+
+    async def ask() -> Any:
+        return await asyncio.gather(client.top_logprobs(whole, 5), client.top_logprobs(PROMPT, 2))
+
+    found, shorter = asyncio.run(ask())
+    assert found[0] is None
+    assert len(found) == whole.length
+    assert [pairs[0][0] for pairs in found[PROMPT.length :]] == list(answer.tokens)
+    np.testing.assert_allclose([pairs[0][1] for pairs in found[PROMPT.length :]], answer.logprobs, atol=1e-4)
+    for place in range(1, whole.length):
+        scores = [score for _, score in found[place]]
+        assert len({token for token, _ in found[place]}) == 5
+        assert scores == sorted(scores, reverse=True)
+        if place < PROMPT.length:
+            assert [token for token, _ in shorter[place]] == [token for token, _ in found[place][:2]]
+    token, logprob = found[-1][4]
+    (scored,) = last_logprobs(client, PROMPT.append_ints(answer.tokens[:-1]), [token])
+    assert scored == pytest.approx(logprob, abs=1e-4)
+    assert asyncio.run(client.top_logprobs(ModelInput.from_ints([9]), 2)) == [None]
+    with pytest.raises(ValueError, match="1 or more"):
+        asyncio.run(client.top_logprobs(PROMPT, 0))
+
+
+def test_sequences_scored_together_are_scored_as_alone(client: SamplingClient) -> None:
+    many = [
+        ModelInput.from_ints(np.arange(start, start + num) % 300) for start, num in ((5, 40), (5, 25), (9, 3), (50, 1))
+    ]
+
+    async def ask() -> Any:
+        return await asyncio.gather(*(client.compute_logprobs(one) for one in many))
+
+    for one, together in zip(many, asyncio.run(ask()), strict=True):
+        alone = asyncio.run(client.compute_logprobs(one))
+        assert together[0] is None
+        np.testing.assert_allclose(together[1:], alone[1:], atol=1e-4)
+
+
+def test_a_conversation_goes_on_as_if_read_afresh(client: SamplingClient) -> None:
+    (answer,) = sample(client, SamplingParams(24, seed=2))
+    after = PROMPT.append_ints([*answer.tokens, *range(7, 19)])
+    (further,) = sample(client, SamplingParams(6, seed=5), prompt=after)
+    scored = asyncio.run(client.compute_logprobs(after.append_ints(further.tokens)))
+    np.testing.assert_allclose(further.logprobs, scored[after.length :], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"max_tokens": 0},
+        {"temperature": -0.1},
+        {"temperature": float("nan")},
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"top_k": -1},
+        {"min_p": 1.5},
+        {"min_p": -0.1},
+        {"seed": -1},
+        {"seed": 2**63},
+        {"stop_texts": ("a", "")},
+    ],
+    ids=str,
+)
+def test_values_out_of_range_are_refused(values: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="must"):
+        SamplingParams(**{"max_tokens": 3, **values})
+
+
 def test_the_first_token_has_no_log_probability(client: SamplingClient) -> None:
     first, *others = asyncio.run(client.compute_logprobs(PROMPT))
     assert first is None

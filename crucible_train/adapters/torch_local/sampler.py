@@ -58,6 +58,7 @@ class _Row:
         columns: how many positions of the table it needs at its limit.
         uniform: a number in [0, 1) for each token.
         decode: gives the text of tokens.
+        stops: the ids that end it.
         tokens: what is written.
         logprobs: of each token.
     """
@@ -67,16 +68,16 @@ class _Row:
     columns: int
     uniform: np.ndarray
     decode: Callable[[Sequence[int]], str]
+    stops: frozenset[int]
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
 
     @property
     def stop_reason(self) -> Literal["stop", "length"] | None:
         """Why nothing more is written, or None."""
-        params = self.request.params
-        if self.tokens and (self.tokens[-1] in params.stop_token_ids or self._holds_stop_text()):
+        if self.tokens and (self.tokens[-1] in self.stops or self._holds_stop_text()):
             return "stop"
-        return "length" if len(self.tokens) >= params.max_tokens else None
+        return "length" if len(self.tokens) >= self.request.params.max_tokens else None
 
     def _holds_stop_text(self) -> bool:
         """Whether the last tokens hold a stop text; a token is a byte of text at least, a character four at most."""
@@ -100,6 +101,7 @@ class Sampler:
         self._rows: list[_Row] = []
         self._cache = self._new_cache()
         self._choices: Choices | None = None
+        self._last_tick = 0.0
         self.stats = SamplerStats()
 
     def forget(self) -> None:
@@ -110,7 +112,7 @@ class Sampler:
     @torch.no_grad()
     def serve(self, inbox: Inbox[Request]) -> None:
         """Answer what is left in the inbox, until it is closed and all is answered, or nothing is left to do."""
-        start = time.perf_counter()
+        self._last_tick = time.perf_counter()
         scores: list[ScoreRequest] = []
         try:
             while self._rows or self._waiting or not inbox.close_if_empty():
@@ -129,7 +131,7 @@ class Sampler:
         finally:
             self._cache = self._new_cache()
             self._known.shrink()
-            self._count(seconds=time.perf_counter() - start)
+            self._tick()
 
     def _fail(self, error: BaseException, asked: Sequence[Request]) -> None:
         requests: list[Request] = [*(row.request for row in self._rows), *self._waiting, *asked]
@@ -173,7 +175,8 @@ class Sampler:
     def _row(self, request: SampleRequest, node: Node, own: int) -> _Row:
         params = request.params
         draws = np.random.Generator(np.random.Philox(key=[params.seed, request.sample]))
-        return _Row(request, node, own + params.max_tokens, draws.random(params.max_tokens), self._decode)
+        uniform = draws.random(params.max_tokens)
+        return _Row(request, node, own + params.max_tokens, uniform, self._decode, frozenset(params.stop_token_ids))
 
     def _fits(self, entering: dict[bytes, list[SampleRequest]]) -> bool:
         """Whether one more request fits, were all rows to reach their limits."""
@@ -203,6 +206,7 @@ class Sampler:
 
     def _let_go(self) -> None:
         """Answer finished rows and drop them, and those whose caller has gone."""
+        self._tick()  # whoever is answered may look at the counts
         self._waiting = deque(request for request in self._waiting if not request.future.cancelled())
         before = len(self._rows)
         for index in reversed(range(before)):
@@ -262,6 +266,12 @@ class Sampler:
 
     def _new_cache(self) -> RowCache:
         return RowCache(self._model.precision.dtype, self._model.causal.device)
+
+    def _tick(self) -> None:
+        """Count the time since the last tick."""
+        now = time.perf_counter()
+        self._count(seconds=now - self._last_tick)
+        self._last_tick = now
 
     def _count(self, **more: float) -> None:
         stats = self.stats
