@@ -114,7 +114,7 @@ def _by_tag(groups: Sequence[TrajectoryGroup]) -> Metrics:
 
 
 def _kinds_of_groups(groups: Sequence[TrajectoryGroup]) -> Metrics:
-    """Shares of groups whose samples were all rewarded alike, ``_GOOD`` or more or less, and of those that are mixed."""
+    """Shares of groups whose samples were all rewarded alike, ``_GOOD`` and up or less, and of the mixed ones."""
     played = [group for group in groups if group.trajectories_G]
     constant = [group for group in played if is_constant(group.rewards_G)]
     num_good = sum(group.rewards_G[0] >= _GOOD for group in constant)

@@ -31,28 +31,32 @@ def of_actions(batch: TrainingBatch, name: str) -> list[list[float]]:
     return found
 
 
+def joined(values: list[list[float]]) -> list[float]:
+    return [value for row in values for value in row]
+
+
 def flat(values: list[list[float]]) -> Any:
-    return pytest.approx([value for row in values for value in row], rel=1e-6)
+    return pytest.approx(joined(values), rel=1e-6)
 
 
 def test_the_mean_over_tokens():
     """2 + 4 tokens weigh 1/6 each."""
     weights = of_actions(batch_of(MIXED), "weights")
     assert [len(row) for row in weights] == [2, 4]
-    assert sum(weights, []) == flat([[1 / 6] * 6])
+    assert joined(weights) == flat([[1 / 6] * 6])
     assert of_actions(batch_of(MIXED), "advantages") == [[0.5] * 2, [-0.5] * 4]
 
 
 def test_the_mean_over_answers_of_their_means():
     """Of 4 planned answers each weighs 1/4, over its own 2 or 4 tokens."""
     weights = of_actions(batch_of(MIXED, normalisation="sequence"), "weights")
-    assert sum(weights, []) == flat([[1 / 8] * 2, [1 / 16] * 4])
+    assert joined(weights) == flat([[1 / 8] * 2, [1 / 16] * 4])
 
 
 def test_the_sum_over_answers_times_the_longest():
     """Of 4 planned answers of at most 8 tokens each token weighs 1/32."""
     weights = of_actions(batch_of(MIXED, normalisation="constant"), "weights")
-    assert sum(weights, []) == flat([[1 / 32] * 6])
+    assert joined(weights) == flat([[1 / 32] * 6])
 
 
 @pytest.mark.parametrize("normalisation", ["token", "sequence", "constant"])
@@ -65,8 +69,8 @@ def test_all_turns_of_an_answer_share_its_weight_and_its_advantage(normalisation
     for made, num_datums in ((merged, 2), (split, 3)):
         batch = batch_of(made, normalisation=normalisation)
         assert len(batch.datums_D) == num_datums
-        assert sum(of_actions(batch, "weights"), []) == flat([expected[normalisation]])
-        assert sum(of_actions(batch, "advantages"), []) == [0.5] * 4 + [-0.5] * 2
+        assert joined(of_actions(batch, "weights")) == flat([expected[normalisation]])
+        assert joined(of_actions(batch, "advantages")) == [0.5] * 4 + [-0.5] * 2
 
 
 def test_group_rewards_count():
@@ -86,7 +90,7 @@ def test_groups_rewarded_alike_may_be_kept():
     """Then their 4 tokens count in the mean over tokens: each weighs 1/10."""
     batch = batch_of(ALIKE, MIXED, remove_constant_groups=False)
     assert all(one.is_trained for one in batch.groups_P)
-    assert sum(of_actions(batch, "weights"), []) == flat([[1 / 10] * 10])
+    assert joined(of_actions(batch, "weights")) == flat([[1 / 10] * 10])
     assert of_actions(batch, "advantages") == [[0.0] * 3, [0.0], [0.5] * 2, [-0.5] * 4]
 
 

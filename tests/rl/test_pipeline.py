@@ -22,7 +22,6 @@ SCHEDULES = [
 every_schedule = pytest.mark.parametrize(
     "schedule", SCHEDULES, ids=lambda one: f"{one.mode}-{one.max_steps_off_policy}"
 )
-AHEAD = {"synchronous": 0, "streamed": 0, "off_policy": 1}
 SIZE = 4
 
 
@@ -228,15 +227,18 @@ def test_cancelled_while_it_waits_it_leaves_nothing_behind(schedule: ScheduleCon
 def test_a_game_that_fails_is_raised_at_once_and_the_others_are_cancelled(wait: str):
     table = Table(is_open=False, fails=frozenset({2}))
 
+    async def waited() -> None:
+        async with Pipeline(table.play, SCHEDULES[1], SIZE) as pipeline:
+            pipeline.look_ahead(9)
+            asyncio.get_running_loop().call_soon(table.finish, 2)
+            if wait == "parts":
+                await anext(pipeline.parts())
+            else:
+                await (pipeline.take(SIZE) if wait == "take" else pipeline.settle())
+
     async def run() -> set[Any]:
         with pytest.raises(RuntimeError, match="problem 2 fails"):
-            async with Pipeline(table.play, SCHEDULES[1], SIZE) as pipeline:
-                pipeline.look_ahead(9)
-                asyncio.get_running_loop().call_soon(table.finish, 2)
-                if wait == "parts":
-                    await anext(pipeline.parts())
-                else:
-                    await (pipeline.take(SIZE) if wait == "take" else pipeline.settle())
+            await waited()
         return asyncio.all_tasks() - {asyncio.current_task()}
 
     assert asyncio.run(run()) == set()

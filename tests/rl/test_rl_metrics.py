@@ -119,7 +119,7 @@ def test_the_share_of_tokens_whose_gradient_is_bounded(loss, share: float):
 
 
 def test_gspo_bounds_whole_sequences():
-    """Mean log-ratios ln 2 / 2 and -ln 2 / 2: ratios 1.41 and 0.71. At A > 0 the first alone is beyond, 2 of 4 tokens."""
+    """Mean log-ratios ln 2 / 2 and -ln 2 / 2: ratios 1.41, 0.71. At A > 0 the first alone is beyond, 2 of 4 tokens."""
     datums = [datum([-1.0, -1.0], [1, 1]), datum([-1.0, -1.0], [1, 1])]
     up = np.array([50, -1 + np.log(2), -1.0], np.float32)
     down = np.array([50, -1 - np.log(2), -1.0], np.float32)
