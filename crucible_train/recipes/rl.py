@@ -35,10 +35,10 @@ from crucible_train.loop.training import (
     schedule_of,
 )
 from crucible_train.ports import TrainingClient
-from crucible_train.rl.advantages import is_constant
 from crucible_train.rl.batch import (
     ScoredGroup,
     TrainingBatch,
+    scored_groups,
     training_batch,
     with_kl_in_advantage,
     with_truncated_importance,
@@ -193,7 +193,11 @@ async def train(
             policy.is_whole = True
             return done
 
-        run.attach(lambda: {ROLLOUTS_FILE: files.canonical_json(pipeline.to_json()).encode()})
+        def kept_rollouts() -> Mapping[str, bytes]:
+            pipeline.stop()  # after settle nothing is left to stop; a save in haste does not wait for episodes
+            return {ROLLOUTS_FILE: files.canonical_json(pipeline.to_json()).encode()}
+
+        run.attach(kept_rollouts)
         state = await run.resume()
         kept = run.attached(ROLLOUTS_FILE)
         if kept is not None:
@@ -217,7 +221,8 @@ async def _with_more(pipeline: Pipeline, config: RLConfig) -> Sequence[Trajector
     """
     groups = [group async for part in pipeline.parts() for group in part]
     for _ in range(config.algorithm.max_resampling_rounds):
-        num_useful = sum(not is_constant(group.rewards_G) for group in groups)
+        scored = scored_groups(groups, config.algorithm, max_tokens=config.rollout.max_tokens)
+        num_useful = sum(one.is_trained for one in scored)
         if num_useful >= config.train.groups_per_batch:
             break
         groups += await pipeline.take(config.train.groups_per_batch - num_useful)
@@ -258,7 +263,11 @@ class _Policy:
 
 @dataclass(slots=True)
 class _Update:
-    """One batch on its way through the model: its gradients, its steps, its numbers."""
+    """One batch on its way through the model: its gradients, its steps, its numbers.
+
+    The datums of ``batches`` hold what the sampler said of its tokens; ``datums``, which are trained on, what the loss
+    compares with, and the advantages less their penalties.
+    """
 
     policy: _Policy
     step: int
@@ -267,6 +276,7 @@ class _Update:
     groups: list[TrajectoryGroup] = field(default_factory=list)
     batches: list[TrainingBatch] = field(default_factory=list)
     datums: list[Datum] = field(default_factory=list)
+    reference_logprobs: list[np.ndarray] = field(default_factory=list)
     logprobs: list[np.ndarray] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
@@ -321,17 +331,21 @@ class _Update:
             "progress/epoch": (self.step + 1) / config.train.max_steps,
         }
         if self.datums:
+            sampled = [datum for batch in self.batches for datum in batch.datums_D]
             loss = config.algorithm.policy_loss()
             clipped = clip_fraction(loss, self.datums, self.logprobs)
             metrics |= {
                 "train/loss": sum(self.losses) / config.algorithm.num_substeps,
                 "optim/grad_norm": max(self.norms),
-                **prefixed("train/", divergence(self.datums, self.logprobs)),
+                **prefixed("train/", divergence(sampled, self.logprobs)),
                 **({} if clipped is None else {"train/clip_fraction": clipped}),
             }
+            if self.reference_logprobs:
+                away = divergence(sampled, self.reference_logprobs)
+                metrics["train/kl_reference"] = away["kl_v1"]
             if config.algorithm.measure_post_kl:
-                after = await unbroken(self.policy.client.forward(self.datums, CrossEntropy()))
-                moved = divergence(self.datums, after.logprobs_D)
+                after = await unbroken(self.policy.client.forward(sampled, CrossEntropy()))
+                moved = divergence(sampled, after.logprobs_D)
                 metrics |= {"train/post_kl_v1": moved["kl_v1"], "train/post_kl_v2": moved["kl_v2"]}
         self.policy.around.show(self.step + 1, scored)
         return StepDone(sum(datum.num_tokens for datum in self.datums), metrics, self._timings())
@@ -343,6 +357,7 @@ class _Update:
             if around.reference is None:
                 raise ConfigError("algorithm.kl_coef: there is no reference to measure the divergence from")
             reference_D = await around.reference(datums)
+            self.reference_logprobs += reference_D
             if algorithm.kl_in == "advantage":
                 datums = with_kl_in_advantage(datums, reference_D, algorithm.kl_coef, algorithm.estimator)
             else:

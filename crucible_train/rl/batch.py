@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from crucible_train.rl.advantages import Floats, advantages, is_constant, overlong_penalty
+from crucible_train.rl.advantages import Floats, advantages, overlong_penalty
 from crucible_train.rl.config import AlgorithmConfig
 from crucible_train.rl.environment import StopReason, Trajectory, TrajectoryGroup
 from crucible_train.rl.sequences import policy_datum, sequences_of, with_input
@@ -34,6 +34,17 @@ class TrainingBatch:
     datums_D: tuple[Datum, ...]
 
 
+def scored_groups(
+    groups: Sequence[TrajectoryGroup], config: AlgorithmConfig, *, max_tokens: int
+) -> tuple[ScoredGroup, ...]:
+    """Groups with their advantages. One whose advantages are all 0 teaches nothing, and may be left out."""
+    shaped = [_shaped_rewards(group, config, max_tokens) for group in groups]
+    return tuple(
+        ScoredGroup(group, values, bool(values.any()) or not config.remove_constant_groups)
+        for group, values in zip(groups, advantages(shaped, config.advantage), strict=True)
+    )
+
+
 def training_batch(
     groups: Sequence[TrajectoryGroup], config: AlgorithmConfig, *, num_planned: int, max_tokens: int
 ) -> TrainingBatch:
@@ -46,12 +57,7 @@ def training_batch(
             so that a group that teaches nothing, or is missing, does not make the others count for more.
         max_tokens: longest answer, for ``constant`` and for what overlong answers cost.
     """
-    shaped = [_shaped_rewards(group, config, max_tokens) for group in groups]
-    found = advantages(shaped, config.advantage)
-    scored = [
-        ScoredGroup(group, values, not (config.remove_constant_groups and is_constant(rewards)))
-        for group, rewards, values in zip(groups, shaped, found, strict=True)
-    ]
+    scored = scored_groups(groups, config, max_tokens=max_tokens)
     counted = [
         (trajectory, float(advantage))
         for one in scored
@@ -69,7 +75,7 @@ def training_batch(
             _weight(config, trajectory.num_sampled_tokens, num_tokens, num_planned, max_tokens),
         )
     ]
-    return TrainingBatch(tuple(scored), tuple(datums))
+    return TrainingBatch(scored, tuple(datums))
 
 
 def with_kl_in_advantage(

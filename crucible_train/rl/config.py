@@ -65,7 +65,7 @@ class AlgorithmConfig(Section):
         advanced=True,
     )
     remove_constant_groups: bool = option(
-        True, "leave out groups whose answers were all rewarded alike, which teach nothing", advanced=True
+        True, "leave out groups whose answers all have advantage 0, and so teach nothing", advanced=True
     )
     max_resampling_rounds: int = option(
         0, "times that more problems are played for groups that were left out, 0 or more", ge=0, advanced=True

@@ -18,6 +18,8 @@ from crucible_train.rl.environment import StopReason, Trajectory, TrajectoryGrou
 from crucible_train.types import CISPO, GSPO, PPO, Datum, PolicyLoss
 
 Metrics = dict[str, float]
+_GOOD = 0.5
+"""From this reward on a group of equal rewards is good: halfway where wrong is 0 and right is 1."""
 
 
 def group_metrics(groups: Sequence[TrajectoryGroup], policy_step: int) -> Metrics:
@@ -112,12 +114,10 @@ def _by_tag(groups: Sequence[TrajectoryGroup]) -> Metrics:
 
 
 def _kinds_of_groups(groups: Sequence[TrajectoryGroup]) -> Metrics:
-    """Shares of groups whose samples were all rewarded alike, above the mean or not, and of those that are mixed."""
+    """Shares of groups whose samples were all rewarded alike, ``_GOOD`` and up or less, and of the mixed ones."""
     played = [group for group in groups if group.trajectories_G]
-    everything = [reward for group in played for reward in group.rewards_G]
-    middle = (max(everything) + min(everything)) / 2
     constant = [group for group in played if is_constant(group.rewards_G)]
-    num_good = sum(group.rewards_G[0] > middle for group in constant)
+    num_good = sum(group.rewards_G[0] >= _GOOD for group in constant)
     return {
         "sample/frac_all_good": num_good / len(played),
         "sample/frac_all_bad": (len(constant) - num_good) / len(played),

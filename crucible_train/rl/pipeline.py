@@ -23,6 +23,7 @@ from crucible_train.rl.group_json import group_from_json, group_to_json
 
 Play = Callable[[int], Awaitable[TrajectoryGroup | None]]
 """Plays the problem of this number; None where its group is given up."""
+Game = asyncio.Future[TrajectoryGroup | None]
 
 
 class Pipeline:
@@ -38,7 +39,7 @@ class Pipeline:
         self._groups_per_batch = groups_per_batch
         self._next = 0
         self._next_of_step = 0
-        self._games: dict[int, asyncio.Future[TrajectoryGroup | None]] = {}
+        self._games: dict[int, Game] = {}
 
     async def __aenter__(self) -> "Pipeline":
         """Nothing is played before it is asked for."""
@@ -46,10 +47,14 @@ class Pipeline:
 
     async def __aexit__(self, *_: object) -> None:
         """Stop what is being played."""
+        self.stop()
         games, self._games = self._games, {}
-        for game in games.values():
-            game.cancel()
         await asyncio.gather(*games.values(), return_exceptions=True)
+
+    def stop(self) -> None:
+        """Cancel what is being played; what is finished stays."""
+        for game in self._games.values():
+            game.cancel()
 
     def look_ahead(self, num_batches_left: int) -> None:
         """Begin to play as far ahead as the schedule allows, the batch that comes next included."""
@@ -76,7 +81,7 @@ class Pipeline:
         indices = range(self._next, self._next + num_problems)
         for index in indices:
             self._begin(index)
-        groups = [await self._games[index] for index in indices]
+        groups = await _ends([self._games[index] for index in indices])
         self._next += num_problems
         return [group for group in groups if group is not None]
 
@@ -87,7 +92,7 @@ class Pipeline:
 
     async def settle(self) -> None:
         """Wait until everything that is being played is finished."""
-        await asyncio.gather(*self._games.values())
+        await _ends([*self._games.values()])
 
     def to_json(self) -> dict[str, Any]:
         """What a checkpoint keeps: the first problem that is not trained on, and the groups played from there on.
@@ -114,14 +119,22 @@ class Pipeline:
         """
         try:
             self._next = self._next_of_step = int(kept["next_problem"])
-            played = dict(kept["played"])
-        except (TypeError, KeyError, ValueError) as error:
+            played = {int(index): value for index, value in kept["played"].items()}
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise CheckpointError(f"the checkpoint's rollouts cannot be read: {error!r}") from error
         for index, value in played.items():
-            game: asyncio.Future[TrajectoryGroup | None] = asyncio.get_running_loop().create_future()
+            game: Game = asyncio.get_running_loop().create_future()
             game.set_result(None if value is None else group_from_json(value))
-            self._games[int(index)] = game
+            self._games[index] = game
 
     def _begin(self, index: int) -> None:
         if index not in self._games:
             self._games[index] = asyncio.ensure_future(self._play(index))
+
+
+async def _ends(games: Sequence[Game]) -> list[TrajectoryGroup | None]:
+    """What games end with. One that fails is raised at once; whoever is cancelled here leaves all of them to go on."""
+    if games:
+        await asyncio.wait(games, return_when=asyncio.FIRST_EXCEPTION)
+    failed = [game for game in games if game.done() and not game.cancelled() and game.exception() is not None]
+    return [game.result() for game in failed or games]

@@ -7,7 +7,6 @@
 Axes: T tokens of a sequence, N = T - 1 positions of a datum.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -101,8 +100,3 @@ def _joined(left: ActionSequence, right: ActionSequence) -> ActionSequence:
         np.concatenate([left.logprobs_T, right.logprobs_T]),
         np.concatenate([left.is_action_T, right.is_action_T]),
     )
-
-
-def num_sampled(sequences: Sequence[ActionSequence]) -> int:
-    """How many tokens of them were sampled."""
-    return sum(sequence.num_actions for sequence in sequences)

@@ -1,17 +1,31 @@
 """A policy that answers by a rule, and what is shared by the tests of environments."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from crucible_train import checkpoints
+from crucible_train.adapters.torch_local.backend import EngineSettings, LocalBackend
 from crucible_train.renderers import FastTokenizer, Renderer, get_renderer
 from crucible_train.rl.environment import Trajectory, TrajectoryGroup
 from crucible_train.rl.rollout_config import RolloutConfig
 from crucible_train.rl.rollouts import rollout, rollout_group
-from crucible_train.types import ModelInput, SamplingParams, TokensWithLogprobs
+from crucible_train.types import (
+    Datum,
+    Hardware,
+    ImportanceSampling,
+    Loss,
+    ModelInput,
+    SamplingParams,
+    TokensWithLogprobs,
+)
+from tests.rl import toy
 
 ROOT = Path(__file__).parents[2]
 TOKENIZERS = {
@@ -88,3 +102,60 @@ def play_group(
 ) -> TrajectoryGroup | None:
     config = RolloutConfig(**limits)
     return asyncio.run(rollout_group(builder, size, client, config, seed, lambda: 0, on_failure=on_failure))
+
+
+@pytest.fixture(scope="session")
+def toy_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model folder of ``toy``. Not to be written to."""
+    return toy.make_model(tmp_path_factory.mktemp("toy") / "model")
+
+
+@pytest.fixture
+def trial(toy_model: Path, tmp_path: Path) -> Callable[..., toy.Trial]:
+    """One start of the run in the test's folder; fields of the configuration by their paths."""
+
+    def make(fields: dict[str, Any] | None = None, name: str = "run", **hooks: Any) -> toy.Trial:
+        return toy.Trial(toy_model, tmp_path / name, fields or {}, **hooks)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def engine(toy_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalBackend]:
+    """The toy's engine, all of whose weights are trained. No optimizer step is to be taken on it."""
+    settings = EngineSettings(Hardware("cpu", "float32", 1), tmp_path_factory.mktemp("states"))
+    client = LocalBackend(toy_model, None, settings, None)  # type: ignore[arg-type]
+    yield client
+    asyncio.run(client.close())
+
+
+@pytest.fixture
+def gradient_of(engine: LocalBackend) -> Iterator[Callable[..., tuple[float, np.ndarray]]]:
+    """The loss of datums, and the gradient of all weights; at most so many tokens at once."""
+    settings = engine._settings
+
+    def find(datums: Sequence[Datum], loss: Loss = ImportanceSampling(), max_tokens: int = 0) -> Any:
+        engine._settings = replace(settings, micro_batch_tokens=max_tokens)
+        output = asyncio.run(engine.forward_backward(datums, loss))
+        found = np.concatenate([parameter.grad.numpy().ravel().copy() for _, parameter in engine._parameters])
+        engine._clear_gradients()
+        return output.loss, found
+
+    yield find
+    engine._settings = settings
+
+
+def rows_of(run_dir: Path) -> list[dict[str, Any]]:
+    """The records of metrics.jsonl."""
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def outcome_of(run_dir: Path) -> dict[str, Any]:
+    """What two runs must have in common: metrics, the last checkpoint's weights and optimizer."""
+    folder = checkpoints.CheckpointFolder(run_dir)
+    last = folder.path / checkpoints.checkpoint_name(folder.steps()[-1])
+    checkpoints.verify(last)
+    assert not list(run_dir.rglob(".tmp-*"))
+    kept = json.loads((last / checkpoints.MANIFEST).read_text())["files"]
+    weights = {name: entry for name, entry in kept.items() if name.endswith(".safetensors")}
+    return {"step": folder.steps()[-1], "metrics": (run_dir / "metrics.jsonl").read_bytes(), "weights": weights}

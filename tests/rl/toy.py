@@ -65,6 +65,11 @@ def is_right(symbol: int, tokens: Sequence[int]) -> float:
     return float(tokens[0] == symbol)
 
 
+def symbol_of(index: int) -> int:
+    """What problem ``index`` shows: all symbols, again and again, in another order each time."""
+    return int(generator(0, "echo", index // NUM_SYMBOLS).permutation(NUM_SYMBOLS)[index % NUM_SYMBOLS])
+
+
 @dataclass
 class Echoes:
     """Problems of that kind without end."""
@@ -77,7 +82,7 @@ class Echoes:
 
     def train(self, index: int) -> Problem:
         self.played.append(index)
-        symbol = int(generator(0, "echo", index).integers(NUM_SYMBOLS))
+        symbol = symbol_of(index)
         tag = "low" if symbol < NUM_SYMBOLS // 2 else "high"
         return Problem(f"echo {index}", lambda: Echo(symbol, self.judge, self.num_turns), (tag,))
 
@@ -95,16 +100,16 @@ def config_of(fields: Mapping[str, Any]) -> RLConfig:
         "rollout": {"max_tokens": 2},
         "peft": {"use_peft": False},
         "train": {
-            "learning_rate": 0.01,
-            "max_steps": 60,
+            "learning_rate": 0.02,
+            "max_steps": 40,
             "groups_per_batch": 8,
             "num_generations": 16,
-            "lr_scheduler_type": "constant",
+            "lr_scheduler_type": "linear",
             "warmup_steps": 0,
         },
         "eval": {"eval_steps": 0, "metric_for_best_model": "reward/mean"},
         "checkpoint": {"save_steps": 5, "save_minutes": 0.0},
-        "algorithm": {},
+        "algorithm": {"advantage": "group_normalised"},
         "schedule": {},
         "seed": 1,
     }
