@@ -46,6 +46,7 @@ class GptOssNoSysprompt(Renderer):
     name: ClassVar[str] = "gpt_oss_no_sysprompt"
     stop_tokens = ("<|return|>", "<|call|>")
     reader = GptOssReader
+    verbatim = ()
     extends_history = False
 
     def check(self, messages: Sequence[Message], tools: Tools) -> None:
