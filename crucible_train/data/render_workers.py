@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -31,19 +31,19 @@ Job = tuple[Path, np.ndarray]
 """A file of conversations, and the numbers of some of them."""
 
 
+@contextmanager
 def rendered_by_workers(
     jobs: Sequence[Job], spec: RendererSpec, config: DataConfig, num_workers: int
-) -> Iterator[RenderedRows]:
-    """Render jobs and yield what they give in their order.
+) -> Iterator[Iterator[RenderedRows]]:
+    """Start to render jobs; what they give comes in their order, and whoever has it may do something else first.
 
     Raises:
-        RunError: a worker ended before its work did.
+        RunError: on the way, a worker ended before its work did.
     """
     num_workers = min(num_workers, len(jobs))
     with ExitStack() as stack:
         workers = [stack.enter_context(_Worker(jobs[n::num_workers], spec, config)) for n in range(num_workers)]
-        for number in range(len(jobs)):
-            yield workers[number % num_workers].next()
+        yield (workers[number % num_workers].next() for number in range(len(jobs)))
 
 
 class _Worker:

@@ -1,8 +1,8 @@
 """From conversations on disk to tokens and weights on disk."""
 
 import os
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -25,7 +25,7 @@ from crucible_train.renderers import Renderer
 TRAIN = "train.arrow"
 VALIDATION = "validation.arrow"
 _ROWS_A_JOB = 512
-_ROWS_WORTH_A_WORKER = 8192
+_ROWS_WORTH_A_WORKER = 32768  # what one process renders in the time that a worker takes to start, twice over
 
 
 def render(conversations: Path, spec: RendererSpec, config: DataConfig, seed: int, folder: Path) -> Mapping[str, Any]:
@@ -46,9 +46,9 @@ def render(conversations: Path, spec: RendererSpec, config: DataConfig, seed: in
     renderer = spec.make()
     spec = replace(spec, options=dict(renderer.options))  # with the date it writes, which workers must write too
     summary: dict[str, Any] = {"renderer": spec.name, "renderer_options": spec.options}
-    summary["tokenizer_sha256"] = renderer.tokenizer.sha256
     jobs = {name: _jobs(path, rows) for name, (path, rows) in parts.items()}
-    with closing(_rendered([job for some in jobs.values() for job in some], spec, renderer, config)) as rendered:
+    with _rendered([job for some in jobs.values() for job in some], spec, renderer, config) as rendered:
+        summary["tokenizer_sha256"] = renderer.tokenizer.sha256  # while workers start
         for name, (_, rows) in parts.items():
             totals = _Totals()
             num_bad_before = len(quarantine.rows)
@@ -102,14 +102,16 @@ def _jobs(path: Path, rows: np.ndarray) -> Sequence[Job]:
     return [(path, rows[start : start + _ROWS_A_JOB]) for start in range(0, rows.size, _ROWS_A_JOB)]
 
 
+@contextmanager
 def _rendered(
     jobs: Sequence[Job], spec: RendererSpec, renderer: Renderer, config: DataConfig
-) -> Generator[RenderedRows, None, None]:
+) -> Iterator[Iterator[RenderedRows]]:
     """Render jobs in order: here, or in worker processes where there are enough rows to pay."""
     num_rows = sum(rows.size for _, rows in jobs)
     num_workers = config.num_workers or min(os.cpu_count() or 1, num_rows // _ROWS_WORTH_A_WORKER)
     if num_workers > 1 and len(jobs) > 1:
-        yield from rendered_by_workers(jobs, spec, config, num_workers)
+        with rendered_by_workers(jobs, spec, config, num_workers) as rendered:
+            yield rendered
         return
     dialogues, max_positions = {path: Dialogues(path) for path, _ in jobs}, spec.max_positions()
-    yield from (render_rows(renderer, dialogues[path], rows, config, max_positions) for path, rows in jobs)
+    yield (render_rows(renderer, dialogues[path], rows, config, max_positions) for path, rows in jobs)
