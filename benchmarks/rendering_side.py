@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 NUM_WARM_UP = 64
+NUM_TOGETHER = 512
 _TEMPLATES = {"qwen3": "qwen3_training.jinja", "qwen3_instruct": "qwen3_instruct_2507_training.jinja"}
 Rendered = list[tuple[Sequence[int], Sequence[float]]]
 
@@ -61,8 +62,8 @@ def _ours(folder: Path, name: str, *, together: bool) -> Callable[[list[Any]], R
 
     def many(conversations: list[Any]) -> Rendered:
         found: Rendered = []
-        for start in range(0, len(conversations), 512):
-            batch = [(c["messages"], c["tools"]) for c in conversations[start : start + 512]]
+        for start in range(0, len(conversations), NUM_TOGETHER):
+            batch = [(c["messages"], c["tools"]) for c in conversations[start : start + NUM_TOGETHER]]
             for examples in renderer.build_many(batch):
                 assert not isinstance(examples, Exception)
                 [(ids, weights)] = examples
@@ -72,29 +73,32 @@ def _ours(folder: Path, name: str, *, together: bool) -> Callable[[list[Any]], R
     return many if together else one_by_one
 
 
-def _transformers(folder: Path, name: str) -> Callable[[list[Any]], Rendered]:
+def _transformers(folder: Path, name: str, *, together: bool) -> Callable[[list[Any]], Rendered]:
     """TRL's template of the same model with its output marked, which is how transformers gives weights."""
     package = importlib.util.find_spec("trl")
     assert package is not None
     assert package.origin is not None
     templates = Path(package.origin).parent / "chat_templates"
-    template = (templates / _TEMPLATES[name]).read_text()
+    options: dict[str, Any] = {
+        "chat_template": (templates / _TEMPLATES[name]).read_text(),
+        "return_dict": True,
+        "return_assistant_tokens_mask": True,
+    }
     tokenizer = _hf_tokenizer(folder)
 
-    def render(conversations: list[Any]) -> Rendered:
+    def one_by_one(conversations: list[Any]) -> Rendered:
+        made = [tokenizer.apply_chat_template(c["messages"], tools=c["tools"], **options) for c in conversations]
+        return [(one["input_ids"], one["assistant_masks"]) for one in made]
+
+    def many(conversations: list[Any]) -> Rendered:
         found: Rendered = []
-        for conversation in conversations:
-            made = tokenizer.apply_chat_template(
-                conversation["messages"],
-                tools=conversation["tools"],
-                chat_template=template,
-                return_dict=True,
-                return_assistant_tokens_mask=True,
-            )
-            found.append((made["input_ids"], made["assistant_masks"]))
+        for start in range(0, len(conversations), NUM_TOGETHER):
+            batch = [c["messages"] for c in conversations[start : start + NUM_TOGETHER]]
+            made = tokenizer.apply_chat_template(batch, **options)
+            found += zip(made["input_ids"], made["assistant_masks"], strict=True)
         return found
 
-    return render
+    return many if together else one_by_one
 
 
 def _tinker_cookbook(folder: Path, name: str) -> Callable[[list[Any]], Rendered]:
@@ -146,7 +150,8 @@ def _hf_tokenizer(folder: Path) -> Any:
 SIDES: dict[str, Callable[[Path, str], Callable[[list[Any]], Rendered]]] = {
     "ours": lambda folder, name: _ours(folder, name, together=True),
     "ours_one_by_one": lambda folder, name: _ours(folder, name, together=False),
-    "transformers": _transformers,
+    "transformers": lambda folder, name: _transformers(folder, name, together=False),
+    "transformers_in_batches": lambda folder, name: _transformers(folder, name, together=True),
     "tinker_cookbook": _tinker_cookbook,
     "renderers": _renderers,
 }

@@ -7,8 +7,10 @@ three such turns behind a system message, in the Instruct-2507 format. All sides
 same tokenizer in a process of their own, in turns, after a warm-up; the ids must be the same, up to a last
 newline, or nothing is recorded.
 ``transformers`` gets its weights as TRL does, from a template with the output marked (its mask has one newline more a
-turn). ``ours`` is ``build_many``, which the data path uses; ``ours_one_by_one`` calls ``build_supervised_example`` for
-each conversation. ``workers`` is the whole data path, from conversations on disk to Arrow, with 1 and 2 processes.
+turn), a conversation a call; ``transformers_in_batches`` hands it 512 at once, which it encodes on all cores. ``ours``
+is ``build_many``, which the data path uses; ``ours_one_by_one`` calls ``build_supervised_example`` for each
+conversation. The other two have no call for many. The rows are 200, so their words come again and again, more than in
+a set of as many rows; all sides remember words. Seconds of the processors stand beside those of the clock.
 
 The environment of ``--renderers_peers`` is made by
 
@@ -35,8 +37,11 @@ TOKENIZER = record.ROOT / "tests" / "golden" / "tokenizers" / "qwen3"
 RENDERERS_PEERS = record.ROOT / ".venv-renderers" / "bin" / "python"
 SYSTEM = "You are a patient teacher of mathematics. Work step by step and close with the result after four hashes."
 _SIDES = {
-    "questions": ("ours", "ours_one_by_one", "transformers", "tinker_cookbook", "renderers"),
-    "chats": ("ours", "ours_one_by_one", "transformers", "tinker_cookbook"),
+    "questions": (
+        *("ours", "ours_one_by_one", "transformers", "transformers_in_batches"),
+        *("tinker_cookbook", "renderers"),
+    ),
+    "chats": ("ours", "ours_one_by_one", "transformers", "transformers_in_batches", "tinker_cookbook"),
 }
 _RENDERER = {"questions": "qwen3", "chats": "qwen3_instruct"}
 
@@ -55,13 +60,14 @@ def main() -> None:
         "ours": ours,
         "ours_one_by_one": ours,
         "transformers": trl,
+        "transformers_in_batches": trl,
         "tinker_cookbook": arguments.renderers_peers,
         "renderers": arguments.renderers_peers,
     }
     rounds: list[dict[str, Any]] = []
     for turn in range(arguments.rounds):
         for workload, sides in _SIDES.items():
-            conversations = list(_conversations(workload, arguments.num))
+            given = list(conversations(workload, arguments.num))
             found = []
             for side in sides:
                 task = {
@@ -69,10 +75,11 @@ def main() -> None:
                     "renderer": _RENDERER[workload],
                     "tokenizer": str(TOKENIZER),
                     "newline_id": 198,
-                    "conversations": conversations,
+                    "conversations": given,
                 }
                 one = _run(pythons[side], task) | {"workload": workload, "side": side, "round": turn}
                 one["conversations_per_s"] = round(arguments.num / one["wall_s"], 1)
+                one["conversations_per_cpu_s"] = round(arguments.num / one["cpu_s"], 1)
                 found.append(one)
                 print(
                     f"  round {turn + 1}  {workload:10} {side:16} {one['conversations_per_s']:10,.0f} /s "
@@ -90,7 +97,7 @@ def main() -> None:
     print(f"written: {path.relative_to(record.ROOT)}")
 
 
-def _conversations(workload: str, num: int) -> Iterator[dict[str, Any]]:
+def conversations(workload: str, num: int) -> Iterator[dict[str, Any]]:
     with gzip.open(SAMPLE, "rt", encoding="utf-8") as sample:
         rows = [json.loads(line) for line in sample]
     turns = 1 if workload == "questions" else 3
@@ -120,17 +127,23 @@ def _run(python: Path, task: dict[str, Any]) -> dict[str, Any]:
 
 
 def _summary(rounds: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """The median speed of each side, and how many times another's ours is."""
+    """The median speed of each side, by the clock and by the processors, and how many times another's ours is."""
     summary: dict[str, dict[str, float]] = {}
     for workload, sides in _SIDES.items():
-        speed = {
-            side: statistics.median(
-                one["conversations_per_s"] for one in rounds if (one["workload"], one["side"]) == (workload, side)
-            )
-            for side in sides
-        }
-        ratios = {f"ours / {side}": round(speed["ours"] / speed[side], 2) for side in sides if side != "ours"}
-        summary[workload] = speed | ratios
+        summary[workload] = {}
+        for measure, unit in (("conversations_per_s", ""), ("conversations_per_cpu_s", " (CPU)")):
+            speed = {
+                side: statistics.median(
+                    one[measure] for one in rounds if (one["workload"], one["side"]) == (workload, side)
+                )
+                for side in sides
+            }
+            summary[workload] |= {f"{side}{unit}": value for side, value in speed.items()}
+            summary[workload] |= {
+                f"ours / {side}{unit}": round(speed["ours"] / value, 2)
+                for side, value in speed.items()
+                if side != "ours"
+            }
     return summary
 
 

@@ -98,6 +98,11 @@ def _num_bytes(
     tokenizer: Tokenizer, examples: Sequence[tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]]
 ) -> list[int]:
     """The UTF-8 bytes of the text that is trained in each example, without control tokens."""
+    if isinstance(tokenizer, FastTokenizer) and tokenizer.num_bytes is not None and examples:
+        tokens, weights = (np.concatenate(some) for some in zip(*examples, strict=True))
+        total = np.cumsum(np.where(weights > 0, tokenizer.num_bytes[tokens], 0), dtype=np.int64)
+        ends = np.cumsum([some.size for some, _ in examples])
+        return np.diff(total[ends - 1], prepend=0).tolist()  # type: ignore[no-any-return]  # int64
     control_ids = np.array(sorted(tokenizer.control_tokens.values()), np.int32)
     trained = (tokens[weights > 0] for tokens, weights in examples)
     texts = tokenizer.decode_batch([some[~np.isin(some, control_ids)].tolist() for some in trained])

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -27,25 +27,29 @@ from crucible_train.errors import RunError
 _BAD_ROWS = b"bad_rows"
 
 
+Job = tuple[Path, np.ndarray]
+"""A file of conversations, and the numbers of some of them."""
+
+
+@contextmanager
 def rendered_by_workers(
-    path: Path, jobs: Sequence[np.ndarray], spec: RendererSpec, config: DataConfig, num_workers: int
-) -> Iterator[RenderedRows]:
-    """Render jobs, each an array of row numbers, and yield what they give in their order.
+    jobs: Sequence[Job], spec: RendererSpec, config: DataConfig, num_workers: int
+) -> Iterator[Iterator[RenderedRows]]:
+    """Start to render jobs; what they give comes in their order, and whoever has it may do something else first.
 
     Raises:
-        RunError: a worker ended before its work did.
+        RunError: on the way, a worker ended before its work did.
     """
     num_workers = min(num_workers, len(jobs))
     with ExitStack() as stack:
-        workers = [stack.enter_context(_Worker(path, jobs[n::num_workers], spec, config)) for n in range(num_workers)]
-        for number in range(len(jobs)):
-            yield workers[number % num_workers].next()
+        workers = [stack.enter_context(_Worker(jobs[n::num_workers], spec, config)) for n in range(num_workers)]
+        yield (workers[number % num_workers].next() for number in range(len(jobs)))
 
 
 class _Worker:
     """One process and the stream of what it makes."""
 
-    def __init__(self, path: Path, jobs: Sequence[np.ndarray], spec: RendererSpec, config: DataConfig) -> None:
+    def __init__(self, jobs: Sequence[Job], spec: RendererSpec, config: DataConfig) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-m", __name__],
             stdin=subprocess.PIPE,
@@ -59,8 +63,7 @@ class _Worker:
         )
         self._reader: pa.ipc.RecordBatchStreamReader | None = None
         work = {
-            "path": str(path.absolute()),
-            "jobs": [job.tolist() for job in jobs],
+            "jobs": [(str(path.absolute()), rows.tolist()) for path, rows in jobs],
             "spec": [spec.name, dict(spec.options), str(spec.tokenizer_dir.absolute())],
             "config": config.model_dump(mode="json"),
         }
@@ -104,10 +107,11 @@ def _main() -> None:
     name, options, tokenizer_dir = work["spec"]
     spec = RendererSpec(name, options, Path(tokenizer_dir))
     renderer, max_positions = spec.make(), spec.max_positions()
-    dialogues, config = Dialogues(Path(work["path"])), DataConfig.model_validate(work["config"])
+    dialogues = {path: Dialogues(Path(path)) for path, _ in work["jobs"]}
+    config = DataConfig.model_validate(work["config"])
     with pa.ipc.new_stream(sys.stdout.buffer, EXAMPLES) as writer:
-        for job in work["jobs"]:
-            batch, bad_rows = render_rows(renderer, dialogues, np.array(job), config, max_positions)
+        for path, rows in work["jobs"]:
+            batch, bad_rows = render_rows(renderer, dialogues[path], np.array(rows), config, max_positions)
             writer.write_batch(batch, custom_metadata={_BAD_ROWS: json.dumps([asdict(row) for row in bad_rows])})
             sys.stdout.buffer.flush()
     sys.stdout.buffer.flush()

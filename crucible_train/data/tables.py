@@ -69,7 +69,8 @@ def example_batch(examples: Sequence[Example]) -> pa.RecordBatch:
     """Rendered examples as a batch of their table."""
     tokens = _lists([example.tokens_T for example in examples], pa.int32())
     weights = _lists([example.weights_T for example in examples], pa.float32())
-    rows, num_bytes = [example.row for example in examples], [example.num_bytes for example in examples]
+    rows = _column(np.array([example.row for example in examples], np.int64), pa.int64())
+    num_bytes = _column(np.array([example.num_bytes for example in examples], np.int64), pa.int64())
     return pa.record_batch([tokens, weights, rows, num_bytes], schema=EXAMPLES)
 
 
@@ -149,7 +150,14 @@ def _write(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> 
 
 def _lists(arrays: Sequence[npt.NDArray[Any]], kind: pa.DataType) -> pa.ListArray:
     offsets = np.cumsum([0, *(array.size for array in arrays)], dtype=np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(arrays) if arrays else [], type=kind))
+    values = np.concatenate(arrays) if arrays else np.zeros(0, kind.to_pandas_dtype())
+    return pa.ListArray.from_arrays(_column(offsets, pa.int32()), _column(values, kind))
+
+
+def _column(values: npt.NDArray[Any], kind: pa.DataType) -> pa.Array:
+    """A column of these values; ``pa.array`` would import pandas first."""
+    buffer = pa.py_buffer(np.ascontiguousarray(values, kind.to_pandas_dtype()))
+    return pa.Array.from_buffers(kind, values.size, [None, buffer])
 
 
 def _view(column: pa.ListArray, place: int) -> npt.NDArray[Any]:

@@ -5,7 +5,7 @@ examples, weights, splitting where a template rewrites history, finding the stop
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, ClassVar, TypeVar
 
@@ -16,6 +16,8 @@ from crucible_train.errors import RenderError
 from crucible_train.ports import Tokenizer
 from crucible_train.renderers.answers import AnswerReader, Delta, Ending, ParsedResponse, Termination
 from crucible_train.renderers.checks import check_tools, refuse_all_but_text
+from crucible_train.renderers.jobs import Job, refuse_lone_surrogates
+from crucible_train.renderers.layouts import Layout, filled, layout_of, plain, probe
 from crucible_train.renderers.pieces import (
     BREAK,
     Asks,
@@ -25,13 +27,13 @@ from crucible_train.renderers.pieces import (
     encode_pieces,
 )
 from crucible_train.renderers.stretches import stretches
-from crucible_train.renderers.tokenizer import refuse_lone_surrogate
 from crucible_train.renderers.train_on_what import TrainOnWhat, trained_messages, why_nothing_is_trained
 from crucible_train.types import Message, ModelInput, conversation
 
 T = TypeVar("T")
 Messages = Sequence[Message | Mapping[str, Any]]
 Tools = Sequence[Mapping[str, Any]] | None
+_MAX_LAYOUTS = 1024
 _NUM_TOGETHER = 64  # enough to share a call; more only keep the garbage collector busy
 Example = tuple[ModelInput, npt.NDArray[np.float32]]
 """Ids, and a weight for each of them: equal lengths, unshifted."""
@@ -51,10 +53,17 @@ class Renderer(ABC):
     """Whether a conversation's ids always begin with the ids of each of its own prompts."""
     date_option: ClassVar[str | None] = None
     """The option that says which date the format writes, where it writes today's unless it is told another."""
+    verbatim: ClassVar[Sequence[str] | None] = None
+    """That plain text stands in each message as it is given and decides nothing else, unless it holds one of these.
+
+    It need not hold of texts that are empty or begin or end in white space. None says nothing; then every text is
+    looked at. A class that looks at texts in another way than its parent says so here.
+    """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         """Bind the format to a tokenizer. Families take their options as further keywords."""
         self.tokenizer = tokenizer
+        self._layouts: dict[tuple[bool, TrainOnWhat, tuple[str, ...]], Layout | None] = {}
 
     @property
     def options(self) -> Mapping[str, Any]:
@@ -158,6 +167,9 @@ class Renderer(ABC):
             RenderError: the format cannot express the conversation, or no token of it is trained.
         """
         mode = TrainOnWhat(train_on_what)
+        [made] = self._filled([(messages, tools)], mode, is_whole=True)
+        if made is not None:
+            return made
         read = self._read(messages, tools)
         self.check_whole(read)
         trained = trained_messages(read, mode)
@@ -175,6 +187,9 @@ class Renderer(ABC):
             RenderError: the format cannot express the conversation, or no token of it is trained.
         """
         mode = TrainOnWhat(train_on_what)
+        [made] = self._filled([(messages, tools)], mode, is_whole=False)
+        if made is not None:
+            return [made]
         read = self._read(messages, tools)
         trained = trained_messages(read, mode)
         return self._answered(self._examples(read, trained, mode, tools), read)
@@ -189,8 +204,56 @@ class Renderer(ABC):
         results: list[Sequence[Example] | RenderError] = []
         rest = iter(dialogues)
         while some := list(islice(rest, _NUM_TOGETHER)):
-            results += self._build_together(some, mode)
+            made = self._filled(some, mode, is_whole=False)
+            others = [dialogue for dialogue, example in zip(some, made, strict=True) if example is None]
+            looked_at = iter(self._build_together(others, mode))
+            results += [[example] if example is not None else next(looked_at) for example in made]
         return results
+
+    def _filled(
+        self, dialogues: Sequence[tuple[Messages, Tools]], mode: TrainOnWhat, *, is_whole: bool
+    ) -> list[Example | None]:
+        """Plain conversations that are one example, filled into their layouts; None for any other."""
+        made: list[Example | None] = [None] * len(dialogues)
+        if self.verbatim is None:
+            return made
+        places: list[int] = []
+        laid: list[tuple[Layout, Sequence[str]]] = []
+        for place, (messages, tools) in enumerate(dialogues):
+            found = plain(messages, self.verbatim) if tools is None else None
+            layout = None if found is None else self._layout(found.roles, mode, is_whole=is_whole)
+            if found is not None and layout is not None:
+                places.append(place)
+                laid.append((layout, found.texts))
+        for place, example in zip(places, filled(laid, self.tokenizer), strict=True):
+            made[place] = example
+        return made
+
+    def _layout(self, roles: tuple[str, ...], mode: TrainOnWhat, *, is_whole: bool) -> Layout | None:
+        key = (is_whole, mode, roles)
+        layouts = self._layouts
+        if key not in layouts:
+            if len(layouts) > _MAX_LAYOUTS:
+                self._layouts = layouts = {}
+            layouts[key] = self._new_layout(roles, mode, is_whole=is_whole)
+        return layouts[key]
+
+    def _new_layout(self, roles: tuple[str, ...], mode: TrainOnWhat, *, is_whole: bool) -> Layout | None:
+        """The layout of plain conversations of these roles, where they are one example; what is refused has none."""
+        try:
+            read = self._read(probe(roles), None)
+            trained = trained_messages(read, mode)
+            if is_whole:
+                self.check_whole(read)
+        except RenderError:
+            return None
+        if mode is TrainOnWhat.ALL_TOKENS:
+            return None
+        if self.extends(read):
+            return layout_of(self.conversation_pieces(read, None), trained, len(read), self.tokenizer)
+        if is_whole or trained != {len(read) - 1}:
+            return None
+        return layout_of(self.turn_pieces(read, None), trained, len(read), self.tokenizer)
 
     def _build_together(
         self, dialogues: Sequence[tuple[Messages, Tools]], mode: TrainOnWhat
@@ -208,18 +271,18 @@ class Renderer(ABC):
                 job.go_on([next(ids) for _ in job.asked])
         return [job.result for job in jobs if job.result is not None]
 
-    def _job(self, messages: Messages, tools: Tools, mode: TrainOnWhat) -> "_Job":
+    def _job(self, messages: Messages, tools: Tools, mode: TrainOnWhat) -> Job[Sequence[Example]]:
         try:
             read = self._read(messages, tools)
-            return _Job(read, self._examples(read, trained_messages(read, mode), mode, tools))
+            return Job(read, self._examples(read, trained_messages(read, mode), mode, tools))
         except RenderError as error:
-            return _Job((), error)
+            return Job((), error)
 
     def _encode(self, texts: Sequence[str], messages: Sequence[Message]) -> Sequence[npt.NDArray[np.int32]]:
         try:
             return self.tokenizer.encode_batch(texts)
         except RenderError:
-            _refuse_lone_surrogates(messages)
+            refuse_lone_surrogates(messages)
             raise
 
     def _answered(self, work: Asks[T], messages: Sequence[Message]) -> T:
@@ -337,59 +400,6 @@ class Renderer(ABC):
         check_tools(tools)
         self.check(read, tools)
         return self.prepared(read)
-
-
-class _Job:
-    """One of many conversations that are rendered together: what it asks for next, or what came of it."""
-
-    def __init__(self, messages: Sequence[Message], work: Asks[Sequence[Example]] | RenderError) -> None:
-        self.asked: Sequence[str] = ()
-        self.result: Sequence[Example] | RenderError | None = work if isinstance(work, RenderError) else None
-        self._messages = messages
-        self._work = work
-        self.go_on(None)
-
-    def go_on(self, ids: Sequence[npt.NDArray[np.int32]] | None) -> None:
-        """Give what was asked for; None at the beginning."""
-        if isinstance(self._work, RenderError):
-            return
-        try:
-            self.asked = self._work.send(ids)  # type: ignore[arg-type]  # None starts a generator
-        except StopIteration as done:
-            self.result = done.value
-        except RenderError as error:
-            self.result = error
-
-    def finish_alone(
-        self, encode: Callable[[Sequence[str], Sequence[Message]], Sequence[npt.NDArray[np.int32]]]
-    ) -> None:
-        while self.result is None:
-            try:
-                ids = encode(self.asked, self._messages)
-            except RenderError as error:
-                self.result = error
-                return
-            self.go_on(ids)
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """Every text in a JSON value, keys included."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _texts(key)
-            yield from _texts(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _texts(item)
-
-
-def _refuse_lone_surrogates(messages: Sequence[Message]) -> None:
-    for index, message in enumerate(messages):
-        for field, value in message.to_dict().items():
-            for text in _texts(value):
-                refuse_lone_surrogate(text, f"message {index}: {field}")
 
 
 def _weights(encoded: EncodedPieces, trained: frozenset[int], mode: TrainOnWhat) -> npt.NDArray[np.float32]:

@@ -22,10 +22,12 @@ from crucible_train.renderers.base import Renderer, Tools
 from crucible_train.renderers.checks import refuse_images
 from crucible_train.renderers.jinja import TemplateFailure, compile_template
 from crucible_train.renderers.pieces import NO_MESSAGE, Kind, Piece
-from crucible_train.types import ImagePart, Message
+from crucible_train.types import ImagePart, Message, TextPart, ThinkingPart
 
 # Private-use characters; the first that no message contains marks broken names.
 _MARKS = tuple(chr(code) for code in range(0xE000, 0xE020))
+
+THINK, END_THINK = "<think>", "</think>"
 
 
 def _unmarked(text: str, mark: str) -> str:
@@ -87,7 +89,7 @@ class ChatTemplate(Renderer):
     def check(self, messages: Sequence[Message], tools: Tools) -> None:
         """Refuse images, whose markers only a family with an image processor can expand, and tools that would be lost.
 
-        Reasoning may be left out: most templates drop that of earlier turns by design.
+        Reasoning may be left out, as the reference does: most templates drop that of earlier turns, and some all of it.
         """
         for index, message in enumerate(messages):
             refuse_images(self.name, index, message)
@@ -100,6 +102,29 @@ class ChatTemplate(Renderer):
                 before, after = messages[:index], messages[index + 1 :]
                 if self._is_same(([*before, calling, *after], tools), ([*before, silent, *after], tools)):
                     raise RenderError(f"message {index}: tool_calls: this chat template does not write them")
+
+    def prepared(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """The messages, with the block that opens an answer's text as reasoning, where the template reads it so.
+
+        Otherwise such a block is words, as any other marker is.
+        """
+        read = list(messages)
+        for index, message in enumerate(messages):
+            if message.role == "assistant" and isinstance(message.content, str):
+                read[index] = self._with_reasoning(messages[:index], message)
+        return read
+
+    def _with_reasoning(self, before: Sequence[Message], message: Message) -> Message:
+        opened = message.text.lstrip()
+        if not opened.startswith(THINK) or END_THINK not in opened:
+            return message
+        block, _, text = opened.removeprefix(THINK).partition(END_THINK)
+        reasoning, text = block.strip("\n"), text.lstrip("\n")
+        silent = replace(message, content=text)
+        thinking = replace(message, content=(ThinkingPart(reasoning), TextPart(text)))
+        is_read = self._is_same(([*before, message], None), ([*before, thinking], None))
+        is_lost = bool(reasoning) and self._is_same(([*before, silent], None), ([*before, thinking], None))
+        return thinking if is_read and not is_lost else message
 
     @cached_property
     def stop_tokens(self) -> Sequence[str]:  # type: ignore[override]

@@ -123,6 +123,7 @@ class DeepSeek(Renderer):
 
     stop_tokens = (END,)
     reader: ClassVar[type[AnswerReader]] = DeepSeekReader
+    verbatim = (END_THINK,)
     extends_history = False  # a later system message moves to the front
     last_block: ClassVar[bool] = False
     """Whether a think block that opens a history string ends with the last ``</think>`` in it, not the first."""

@@ -12,9 +12,10 @@ Current date: DATE¶¶Reasoning: EFFORT¶¶# Valid channels: analysis, commentar
 <|start|>assistant<|channel|>final<|message|>CONTENT<|return|>
 
 All that follows the first ``<|start|>assistant`` of a message is trained. A system or developer message is a developer
-message here, and an empty one is left out. The model writes ``<|return|>`` after a final answer, but ``<|end|>`` stands
-there once the conversation goes on, and the thinking up to the last final answer is then left out. So a conversation
-does not extend its prompts past a final answer; up to one, over any number of tool calls, it does.
+message here, and an empty one is left out. A result's author is the tool whose call it answers, by its id, its name, or
+as the only one that waits. The model writes ``<|return|>`` after a final answer, but ``<|end|>`` stands there once the
+conversation goes on, and the thinking up to the last final answer is then left out. So a conversation does not extend
+its prompts past a final answer; up to one, over any number of tool calls, it does.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,7 +29,7 @@ from crucible_train.renderers.checks import check_calls, refuse_images, refuse_u
 from crucible_train.renderers.gpt_oss_answers import GptOssReader
 from crucible_train.renderers.gpt_oss_tools import NAMESPACE, declarations
 from crucible_train.renderers.pieces import NO_MESSAGE, Kind, Piece
-from crucible_train.types import Message
+from crucible_train.types import Message, ToolCall
 
 SYSTEM = (
     "You are ChatGPT, a large language model trained by OpenAI.\nKnowledge cutoff: 2024-06\nCurrent date: {date}\n\n"
@@ -46,6 +47,7 @@ class GptOssNoSysprompt(Renderer):
     name: ClassVar[str] = "gpt_oss_no_sysprompt"
     stop_tokens = ("<|return|>", "<|call|>")
     reader = GptOssReader
+    verbatim = ()
     extends_history = False
 
     def check(self, messages: Sequence[Message], tools: Tools) -> None:
@@ -111,7 +113,7 @@ class GptOssNoSysprompt(Renderer):
                 case "assistant":
                     yield from _assistant(index, message, thinks=index > last_final, ends_with="<|end|>")
                 case "tool":
-                    called = message.name if message.name is not None else _called(messages[:index])
+                    called = message.name if message.name is not None else _called(messages[:index], message)
                     yield from _turn(_tool(called), index, message.text, channel="commentary")
                 case "user":
                     yield from _turn("user", index, message.text)
@@ -250,9 +252,35 @@ def _tool(name: str) -> str:
     return f"{NAMESPACE}.{name} to=assistant"
 
 
-def _called(messages: Sequence[Message]) -> str:
-    """The tool that was called last."""
-    for message in reversed(messages):
-        if message.tool_calls:
-            return message.tool_calls[-1].name
-    raise RenderError("role: a tool is to speak, but no message calls one")
+def _called(messages: Sequence[Message], result: Message | None = None) -> str:
+    """The tool that speaks after these messages: the one whose call a result names, or that waits for one.
+
+    Where no call waits it is the last one called, as the template has it.
+    """
+    waiting: list[ToolCall] = []
+    last: ToolCall | None = None
+    for message in messages:
+        if message.role == "tool":
+            answered = _answered(waiting, message)
+            waiting = [call for call in waiting if call is not answered]
+        for call in message.tool_calls:
+            waiting.append(call)
+            last = call
+    if last is None:
+        raise RenderError("role: a tool is to speak, but no message calls one")
+    if result is not None and result.tool_call_id is not None:
+        calls = [call for message in messages for call in message.tool_calls if call.id == result.tool_call_id]
+        if calls:
+            return calls[-1].name
+    if len(names := {call.name for call in waiting}) > 1:
+        raise RenderError(
+            f"message {len(messages)}: tool_call_id: missing, and calls of {', '.join(sorted(names))} wait for a result"
+        )
+    return waiting[0].name if waiting else last.name
+
+
+def _answered(waiting: Sequence[ToolCall], result: Message) -> ToolCall | None:
+    """The call that a result answers: by its id, by its tool's name, else the first one."""
+    by_id = (call for call in waiting if call.id is not None and call.id == result.tool_call_id)
+    by_name = (call for call in waiting if call.name == result.name)
+    return next(by_id, None) or next(by_name, None) or next(iter(waiting), None)

@@ -81,6 +81,7 @@ class KimiK2(Renderer):
     name = "kimi_k2"
     stop_tokens = (END,)
     reader: ClassVar[type[AnswerReader]] = _Reader
+    verbatim = ()
     after_default_system: ClassVar[str] = "\n"
 
     def check(self, messages: Sequence[Message], tools: Tools) -> None:

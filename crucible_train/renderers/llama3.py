@@ -55,6 +55,7 @@ class Llama3(Renderer):
     name: ClassVar[str] = "llama3"
     stop_tokens: ClassVar[Sequence[str]] = ("<|eot_id|>",)
     reader: ClassVar[type[AnswerReader]] = AnswerReader
+    verbatim: ClassVar[Sequence[str] | None] = ()
 
     def check(self, messages: Sequence[Message], tools: Tools) -> None:
         """Refuse all but text of a known speaker."""

@@ -20,7 +20,7 @@ from crucible_train.types import EncodedTextChunk, ImageChunk, ModelInput
 
 T = TypeVar("T")
 NO_MESSAGE = -1
-_MAX_HEADER = 256
+MAX_HEADER = 256
 
 
 class Kind(Enum):
@@ -137,14 +137,14 @@ def encode_pieces(rendered: Sequence[Iterable[Piece]], tokenizer: Tokenizer) -> 
     Raises:
         ModelError: the tokenizer lacks a control token that the format needs.
     """
-    rendered_runs = [_runs(pieces) for pieces in rendered]
+    rendered_runs = [runs_of(pieces) for pieces in rendered]
     texts = list({text: None for runs in rendered_runs for text, _ in runs if text is not None})
     ids = (yield texts) if texts else ()
     known = dict(zip(texts, ids, strict=True))
     return [_assemble(runs, known, tokenizer) for runs in rendered_runs]
 
 
-def _runs(pieces: Iterable[Piece]) -> list[_Run]:
+def runs_of(pieces: Iterable[Piece]) -> list[_Run]:
     """Group the pieces that are encoded together; empty texts vanish."""
     runs: list[_Run] = []
     together: list[Piece] = []
@@ -172,7 +172,7 @@ def _assemble(runs: Sequence[_Run], known: Mapping[str, npt.NDArray[np.int32]], 
         first = pieces[0]
         if text is not None:
             ids = known[text]
-            if len(pieces) > 1 and any(_differ(piece, first) for piece in pieces):
+            if len(pieces) > 1 and any(differ(piece, first) for piece in pieces):
                 parts.append(ids)
                 segments += _shares(text, pieces, ids, tokenizer, merged)
                 continue
@@ -196,10 +196,10 @@ def _shares(
 ) -> list[Segment]:
     """Whose the ids of a text are in which several have a share: mostly a header and what follows it."""
     first = pieces[0]
-    num_first = next(place for place, piece in enumerate(pieces) if _differ(piece, first))
+    num_first = next(place for place, piece in enumerate(pieces) if differ(piece, first))
     rest = pieces[num_first]
     header = first.text if num_first == 1 else "".join([piece.text for piece in pieces[:num_first]])
-    if len(header) <= _MAX_HEADER and not any(_differ(piece, rest) for piece in pieces[num_first + 1 :]):
+    if len(header) <= MAX_HEADER and not any(differ(piece, rest) for piece in pieces[num_first + 1 :]):
         [known] = tokenizer.encode_batch([header])
         num = known.size
         if ids[:num].tobytes() == known.tobytes():  # so no token has a share in both
@@ -218,7 +218,7 @@ def _shares(
     return [Segment(1, *share) for share in zip(owner_T.tolist(), whole_output_T.tolist(), strict=True)]
 
 
-def _differ(one: Piece, other: Piece) -> bool:
+def differ(one: Piece, other: Piece) -> bool:
     """Whether two pieces belong to different owners."""
     return one.message != other.message or one.is_output is not other.is_output
 

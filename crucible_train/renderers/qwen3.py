@@ -89,6 +89,7 @@ class Qwen3Instruct(Renderer):
     name = "qwen3_instruct"
     stop_tokens = ("<|im_end|>",)
     reader = CallReader
+    verbatim: ClassVar[Sequence[str] | None] = ()
     picture_roles: ClassVar[frozenset[str]] = frozenset()
     """Whose messages may hold pictures."""
     has_later_systems: ClassVar[bool] = True
@@ -216,6 +217,7 @@ class Qwen3(Qwen3Instruct):
 
     name = "qwen3"
     reader = ThinkingReader
+    verbatim = (END_THINK,)
     num_prompted: ClassVar[int] = 0
     """How many pieces of the block of reasoning the prompt writes."""
 

@@ -37,6 +37,7 @@ class RoleColon(Renderer):
 
     name = "role_colon"
     reader = _Reader
+    verbatim = ()
     extends_history = False  # an answer is only followed by the "User:" it was trained to write if a user comes next
 
     def conversation_pieces(self, messages: Sequence[Message], tools: Tools) -> Iterable[Piece]:
@@ -51,7 +52,8 @@ class RoleColon(Renderer):
             else:
                 yield Piece(f"{message.role.capitalize()}:", message=index)
             yield BREAK
-            yield Piece(f" {message.text}\n\n", message=index, is_output=True)
+            for text in (" ", message.text, "\n\n"):
+                yield Piece(text, message=index, is_output=True)
             previous = message.role
         if previous == "assistant":
             yield BREAK

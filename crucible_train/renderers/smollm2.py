@@ -20,6 +20,7 @@ class SmolLM2(Renderer):
 
     name = "smollm2"
     stop_tokens = ("<|im_end|>",)
+    verbatim = ()
 
     def conversation_pieces(self, messages: Sequence[Message], tools: Tools) -> Iterable[Piece]:
         """Every message alike; a default system message where the conversation does not open with one."""

@@ -8,7 +8,7 @@ name only.
 import json
 import lzma
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer as RustTokenizer
+from tokenizers.pre_tokenizers import ByteLevel
 
 from crucible_train import files
 from crucible_train.errors import ModelError, RenderError
@@ -41,23 +42,27 @@ class FastTokenizer:
         definition: the parsed ``tokenizer.json``.
         config: the parsed ``tokenizer_config.json``: bos_token, eos_token, chat_template.
         name: a path or an id, for messages.
+        written: the definition as JSON text, where that is at hand.
     """
 
-    def __init__(self, definition: Mapping[str, Any], config: Mapping[str, Any], name: str) -> None:
-        """Build the two Rust tokenizers: one that encodes ordinary text, one that decodes everything."""
-        self._definition = json.dumps(definition)  # as text: a parsed vocabulary is ten times as large
+    def __init__(
+        self, definition: Mapping[str, Any], config: Mapping[str, Any], name: str, written: str | None = None
+    ) -> None:
+        """Build the Rust tokenizer that encodes ordinary text."""
+        self._definition = written or json.dumps(definition)  # a parsed vocabulary is ten times as large
         self.config = dict(config)
         self.name = name
         added, model = definition.get("added_tokens", ()), definition["model"]
         self._control = {token["content"]: int(token["id"]) for token in added if _is_control(token, model)}
         self._control_ids = frozenset(self._control.values())
-        self._decoder = RustTokenizer.from_str(self._definition)
-        self._plain_added = [token for token in added if not _is_control(token, model)]
-        own = {"added_tokens": self._plain_added, "post_processor": None, "truncation": None, "padding": None}
+        plain_added = [token for token in added if not _is_control(token, model)]
+        own = {"added_tokens": plain_added, "post_processor": None, "truncation": None, "padding": None}
         plain = {**definition, **own}
         self._plain = RustTokenizer.from_str(json.dumps(plain))
         self._may_write_controls = _may_write(self._control, model)
+        self._words = None if self._may_write_controls else Words.of(plain, self._encode_plain)
         self._known: dict[str, npt.NDArray[np.int32]] = {}
+        self._adds_up = not plain_added and (definition.get("decoder") or {}).get("type") == "ByteLevel"
 
     @classmethod
     def from_folder(cls, folder: Path) -> Self:
@@ -66,15 +71,17 @@ class FastTokenizer:
         Raises:
             ModelError: there is no such file, or it is not a tokenizer.
         """
-        definition = _read_json(folder / DEFINITION_FILE)
-        if definition is None:
+        written = _read_text(folder / DEFINITION_FILE)
+        if written is None:
             raise ModelError(f"{folder}: no {DEFINITION_FILE}; a fast tokenizer is needed")
-        config = _read_json(folder / CONFIG_FILE) or {}
+        definition = _parsed(written, folder / DEFINITION_FILE)
+        config_text = _read_text(folder / CONFIG_FILE)
+        config = {} if config_text is None else _parsed(config_text, folder / CONFIG_FILE)
         template = folder / TEMPLATE_FILE
         if template.is_file():
             config["chat_template"] = template.read_text(encoding="utf-8")
         try:
-            return cls(definition, config, str(folder))
+            return cls(definition, config, str(folder), written)
         except Exception as error:  # the Rust library raises bare Exception
             raise ModelError(f"{folder / DEFINITION_FILE}: not a tokenizer: {error}") from error
 
@@ -93,8 +100,9 @@ class FastTokenizer:
         return dict(json.loads(self._definition))
 
     @cached_property
-    def _words(self) -> Words | None:
-        return None if self._may_write_controls else Words.of(self.definition | {"added_tokens": self._plain_added})
+    def _decoder(self) -> RustTokenizer:
+        """The Rust tokenizer that decodes everything."""
+        return RustTokenizer.from_str(self._definition)
 
     @cached_property
     def sha256(self) -> str:
@@ -105,6 +113,19 @@ class FastTokenizer:
     def vocab_size(self) -> int:
         """One more than the highest id."""
         return 1 + max(self._decoder.get_vocab(with_added_tokens=True).values(), default=-1)
+
+    @cached_property
+    def num_bytes(self) -> npt.NDArray[np.int32] | None:
+        """How many bytes of text each id stands for, none for a control token; None where that depends on others."""
+        if not self._adds_up:
+            return None
+        alphabet = frozenset(ByteLevel.alphabet())
+        vocab = self._plain.get_vocab(with_added_tokens=False)
+        sizes = np.zeros(1 + max(*vocab.values(), *self._control_ids, -1), np.int32)
+        for word, id_ in vocab.items():
+            sizes[id_] = len(word) if alphabet.issuperset(word) else len(word.encode())
+        sizes[list(self._control_ids)] = 0
+        return sizes
 
     @property
     def control_tokens(self) -> Mapping[str, int]:
@@ -156,13 +177,17 @@ class FastTokenizer:
     def _encode_new(self, texts: Sequence[str]) -> Sequence[npt.NDArray[np.int32]]:
         if self._may_write_controls:
             return [_fixed(found.ids) for found in self.encode_with_offsets(texts)]
-        words = self._words
-        made = words.encode(texts) if words is not None else [None] * len(texts)
-        rest = [text for text, ids in zip(texts, made, strict=True) if ids is None]
-        if not rest:
-            return [ids for ids in made if ids is not None]
-        encoded = iter(self._in_rust(self._plain.encode_batch_fast, rest))
-        return [ids if ids is not None else _fixed(next(encoded).ids) for ids in made]
+        if self._words is None:
+            return [_fixed(ids) for ids in self._encode_plain(texts)]
+        try:
+            return self._words.encode(texts)
+        except RenderError:  # which names a word: say where it stands in its text
+            for text in texts:
+                refuse_lone_surrogate(text, "text")
+            raise
+
+    def _encode_plain(self, texts: Sequence[str]) -> Iterator[Sequence[int]]:
+        return (found.ids for found in self._in_rust(self._plain.encode_batch_fast, texts))
 
     def encode_with_offsets(self, texts: Sequence[str]) -> Sequence[Encoded]:
         """The ids of ordinary texts, and the characters each id came from.
@@ -280,16 +305,22 @@ def as_tokenizer(tokenizer: Any) -> Tokenizer:
     return wrapped
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
+def _read_text(path: Path) -> str | None:
+    """The text of a file that may be compressed; None where there is none."""
     packed = path.with_name(path.name + ".xz")
     try:
         if path.is_file():
-            return dict(json.loads(path.read_text(encoding="utf-8")))
-        if packed.is_file():
-            return dict(json.loads(lzma.decompress(packed.read_bytes()).decode()))
-    except (TypeError, ValueError, lzma.LZMAError) as error:  # TypeError: JSON, but not an object
+            return path.read_text(encoding="utf-8")
+        return lzma.decompress(packed.read_bytes()).decode() if packed.is_file() else None
+    except (ValueError, lzma.LZMAError) as error:
         raise ModelError(f"{path}: not readable as JSON: {error}") from error
-    return None
+
+
+def _parsed(text: str, path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(text))
+    except (TypeError, ValueError) as error:  # TypeError: JSON, but not an object
+        raise ModelError(f"{path}: not readable as JSON: {error}") from error
 
 
 def _token_text(token: Any) -> str | None:

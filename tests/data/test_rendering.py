@@ -182,12 +182,15 @@ def test_a_row_longer_than_the_model_has_positions_is_set_aside(rendered, tmp_pa
 
 def test_a_worker_that_ends_early_is_an_error(prepared, smollm2):
     conversations = prepared(lines(*"abcd")).folder / CONVERSATIONS
-    jobs = [np.array([0, 1]), np.array([2, 3])]
-    parts = rendered_by_workers(conversations, jobs, smollm2, DataConfig(), 1)
-    assert next(parts).examples.num_rows == 2
+    jobs = [(conversations, np.array([0, 1])), (conversations, np.array([2, 3]))]
+    with rendered_by_workers(jobs, smollm2, DataConfig(), 1) as parts:
+        assert next(parts).examples.num_rows == 2
     missing = RendererSpec("smollm2", {}, smollm2.tokenizer_dir / "nowhere")
-    with pytest.raises(RunError, match="a process that renders rows ended early, with status 1"):
-        next(rendered_by_workers(conversations, jobs, missing, DataConfig(), 1))
+    with (
+        rendered_by_workers(jobs, missing, DataConfig(), 1) as parts,
+        pytest.raises(RunError, match="a process that renders rows ended early, with status 1"),
+    ):
+        next(parts)
 
 
 def test_rows_rendered_together_are_the_rows_rendered_one_by_one(prepared, smollm2):

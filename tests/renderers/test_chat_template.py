@@ -241,3 +241,50 @@ def test_text_in_parts_is_written_as_text(smollm2: FastTokenizer) -> None:
     renderer = get_renderer("chat_template", smollm2, template=template)
     prompt = renderer.build_generation_prompt([{"role": "user", "content": [{"type": "text", "text": "kept"}]}])
     assert renderer.tokenizer.decode(prompt.to_ints()) == "kept"
+
+
+READS_BLOCKS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% set content = m.content %}{% set thought = '' %}"
+    "{% if m.reasoning_content is string %}{% set thought = m.reasoning_content %}"
+    "{% elif m.role == 'assistant' and '</think>' in content %}"
+    "{% set thought = content.split('</think>')[0].rstrip('\n').split('<think>')[-1].lstrip('\n') %}"
+    "{% set content = content.split('</think>')[-1].lstrip('\n') %}{% endif %}"
+    "{% if m.role == 'assistant' and loop.last %}<think>\n{{ thought }}\n</think>\n\n{% endif %}"
+    "{{ content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+DROPS_BLOCKS = "{% for m in messages %}<|im_start|>{{ m.content.split('</think>')[-1] }}<|im_end|>{% endfor %}"
+
+
+def test_a_block_that_opens_an_answer_is_reasoning_where_the_template_reads_it_so(qwen3: FastTokenizer) -> None:
+    renderer = get_renderer("chat_template", qwen3, template=READS_BLOCKS)
+    user = {"role": "user", "content": "Why <think>so</think>?"}
+    apart = {"role": "assistant", "reasoning_content": "Hm.", "content": "So <|im_end|>."}
+    whole = {"role": "assistant", "content": "<think>\nHm.\n</think>\n\nSo <|im_end|>."}
+    for later in ([], [user, {"role": "assistant", "content": "<think>\n\n</think>\n\nSo."}]):
+        (ids, weights), (others, other_weights) = (
+            renderer.build_supervised_example([user, answer, *later]) for answer in (apart, whole)
+        )
+        assert ids == others
+        assert weights.tolist() == other_weights.tolist()
+        control = [token for token in ids.to_ints() if token in (151667, 151668)]
+        assert control == [151667, 151668]  # those of the last answer, which the template itself writes
+        assert ids.to_ints().count(151645) == 2 + len(later)
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        (READS_BLOCKS, "Hm. </think> So."),
+        (READS_BLOCKS, "<think>a</think>b</think>c"),
+        (TEMPLATES["variables"], "<think>a</think>b"),
+        (DROPS_BLOCKS, "<think>a</think>b"),
+    ],
+    ids=["no beginning", "two ends", "no reasoning", "thrown away"],
+)
+def test_a_block_that_a_template_does_not_read_so_stays_text(template: str, text: str, qwen3: FastTokenizer) -> None:
+    renderer = get_renderer("chat_template", qwen3, template=template)
+    prompt = renderer.build_generation_prompt(
+        [{"role": "user", "content": "x"}, {"role": "assistant", "content": text}]
+    )
+    assert text in qwen3.decode(prompt.to_ints())
+    assert {151667, 151668}.isdisjoint(prompt.to_ints()) or template == READS_BLOCKS

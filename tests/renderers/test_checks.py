@@ -89,8 +89,9 @@ def test_what_is_remembered_cannot_be_written_to(qwen3: FastTokenizer) -> None:
 
 def test_words_are_learned_by_many_threads_at_once(qwen3: FastTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(words, "_MAX_WORDS", 100)
-    shared = words.Words.of(qwen3.definition | {"added_tokens": []})
+    shared = qwen3._words
     assert shared is not None
+    monkeypatch.setattr(shared, "_words", {})
     failed: list[Exception] = []
 
     def learn(start: int) -> None:

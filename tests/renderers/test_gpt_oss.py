@@ -128,6 +128,28 @@ def test_a_tools_name_is_that_of_the_call_it_answers(bare: Renderer) -> None:
         assert "<|call|><|start|>functions.get_time to=assistant<|channel|>commentary<|message|>12:00<|end|>" in text
 
 
+def test_results_of_calls_in_a_row_name_the_tool_that_was_called(bare: Renderer) -> None:
+    other = {"role": "assistant", "tool_calls": [{"id": "2", "function": {"name": "get_date", "arguments": "{}"}}]}
+    said = [USER, CALLS, other]
+    results = [RESULT, {"role": "tool", "tool_call_id": "2", "content": "Monday"}]
+    named = [RESULT | {"name": "get_time"}, {"role": "tool", "content": "Monday"}]  # one is left to answer
+    for answers in (results, results[::-1], named):
+        text = bare.tokenizer.decode(bare.build_generation_prompt([*said, *answers]).to_ints())
+        assert "<|start|>functions.get_time to=assistant<|channel|>commentary<|message|>12:00<|end|>" in text
+        assert "<|start|>functions.get_date to=assistant<|channel|>commentary<|message|>Monday<|end|>" in text
+    waits = "tool_call_id: missing, and calls of get_date, get_time wait for a result"
+    with pytest.raises(RenderError, match=f"message 3: {waits}"):
+        bare.build_generation_prompt([*said, {"role": "tool", "content": "Monday"}])
+    with pytest.raises(RenderError, match=waits):
+        bare.build_generation_prompt(said, role="tool")
+
+
+def test_a_second_result_of_one_call_names_its_tool(bare: Renderer) -> None:
+    again = {"role": "tool", "content": "13:00"}
+    text = bare.tokenizer.decode(bare.build_generation_prompt([USER, CALLS, RESULT, again]).to_ints())
+    assert text.count("<|start|>functions.get_time to=assistant") == 2
+
+
 # Errors ---------------------------------------------------------------------------------------------------------------
 
 

@@ -215,3 +215,22 @@ def test_a_file_that_is_no_tokenizer_is_named(name: str, content: bytes, error: 
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ModelError, match=error):
         FastTokenizer.from_folder(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["smollm2", "qwen3", "deepseek_v3", "kimi_k2", "gpt_oss", "llama3"])
+def test_the_bytes_of_ids_are_those_of_their_text(name: str, tokenizer_named: Callable[[str], FastTokenizer]) -> None:
+    tokenizer = tokenizer_named(name)
+    sizes = tokenizer.num_bytes
+    assert sizes is not None
+    for text in ("plain  words\n12345", "\u00e9\u4e94 \U0001f642\u200b\x00", "", "<|im_end|>"):
+        assert int(sizes[tokenizer.encode(text)].sum()) == len(text.encode())
+    assert not sizes[list(tokenizer.control_tokens.values())].any()
+
+
+def test_bytes_that_depend_on_other_ids_are_not_told(smollm2: FastTokenizer) -> None:
+    definition = smollm2.definition
+    decoder = {"type": "Metaspace", "replacement": "_", "prepend_scheme": "always", "split": True}
+    assert FastTokenizer(definition | {"decoder": decoder}, {}, "other").num_bytes is None
+    word = definition["added_tokens"][0] | {"id": 49152, "content": "the", "special": False}
+    definition["added_tokens"].append(word)
+    assert FastTokenizer(definition, {}, "words").num_bytes is None
