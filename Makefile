@@ -5,10 +5,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: sft test check bench llama-tokenizer clean
+.PHONY: sft rl test check bench llama-tokenizer clean
 
 sft: $(READY)  ## fine-tune the built-in model on the built-in data, and show what it gained
 	$(BIN)/python -m flows.sft $(ARGS)
+
+rl: $(READY)  ## reinforcement learning of the built-in model on sums
+	$(BIN)/python -m flows.rl $(ARGS)
 
 test: $(READY)  ## all tests: offline, under five minutes on two cores
 	$(BIN)/python -m pytest -q -n 2 $(ARGS)
