@@ -20,7 +20,7 @@ from torch import Tensor
 from crucible_train.adapters.torch_local.cache import Prompt, RowCache, is_shared
 from crucible_train.adapters.torch_local.choosing import Choices, Logits
 from crucible_train.adapters.torch_local.inbox import Inbox
-from crucible_train.adapters.torch_local.known import KnownSequences, Node, Place, joined
+from crucible_train.adapters.torch_local.known import CACHE_DTYPE, KnownSequences, Node, Place, joined
 from crucible_train.adapters.torch_local.loading import EngineModel
 from crucible_train.adapters.torch_local.reading import read
 from crucible_train.adapters.torch_local.scoring import ScoreRequest, score
@@ -202,7 +202,7 @@ class Sampler:
         config = self._model.causal.config.get_text_config()
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        return int(config.num_hidden_layers * 2 * heads * width * self._model.precision.dtype.itemsize)
+        return int(config.num_hidden_layers * 2 * heads * width * CACHE_DTYPE.itemsize)
 
     def _let_go(self) -> None:
         """Answer finished rows and drop them, and those whose caller has gone."""
@@ -265,7 +265,7 @@ class Sampler:
         self._count(sampled_tokens=len(rows))
 
     def _new_cache(self) -> RowCache:
-        return RowCache(self._model.precision.dtype, self._model.causal.device)
+        return RowCache(CACHE_DTYPE, self._model.causal.device)
 
     def _tick(self) -> None:
         """Count the time since the last tick."""
