@@ -90,7 +90,7 @@ class TrainingClient(Protocol):
         """
 
     def sampling_client(self) -> SamplingClient:
-        """A client that samples the current weights."""
+        """A client that samples the current weights; nothing it gives depends on what was sampled before."""
 
     def model_info(self) -> ModelInfo:
         """What is being trained."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from crucible_train.errors import Interrupted, RolloutError
 from crucible_train.ports import SamplingClient
 from crucible_train.rl.environment import CallsTools, Env, StepResult, StopReason, Trajectory, Transition, Turn
+from crucible_train.rl.lockstep import Seated
 from crucible_train.rl.rollout_config import RolloutConfig
 from crucible_train.seeds import fold
 from crucible_train.types import TokensWithLogprobs
@@ -106,6 +107,8 @@ class Episode:
         """Close the environment, once."""
         if not self._is_closed:
             self._is_closed = True
+            if isinstance(self.policy.client, Seated):
+                self.policy.client.leave()
             await self.env.close()
 
     async def _until_the_deadline(self) -> StopReason:

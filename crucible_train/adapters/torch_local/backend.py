@@ -162,7 +162,9 @@ class LocalBackend:
         await self._compute(restore, folder, self._model, self._parameters, self._optimizer)
 
     def sampling_client(self) -> "LocalBackend":
-        """This backend: it samples the weights as they are."""
+        """This backend, which samples the weights as they are and forgets what was sampled before."""
+        self._turn_over()
+        self._engine.submit(self._sampler.forget)
         return self
 
     def model_info(self) -> ModelInfo:
