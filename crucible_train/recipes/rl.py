@@ -177,7 +177,7 @@ async def train(
 
         async def take_step(step: int) -> StepDone:
             update = policy.begin(step, adam_params(config.train, schedule.rate(step)))
-            pipeline.look_ahead(num_steps - step)
+            await pipeline.look_ahead(num_steps - step)
             if config.schedule.mode == "streamed":
                 parts = pipeline.parts()
                 while (groups := await update.sampled(anext(parts, None))) is not None:

@@ -23,6 +23,8 @@ from crucible_train.rl.group_json import group_from_json, group_to_json
 
 Play = Callable[[int], Awaitable[TrajectoryGroup | None]]
 """Plays the problem of this number; None where its group is given up."""
+_PASSES_TO_ASK = 12
+"""Of the event loop, until a group has made its environments, begun them, and asked: it takes half as many."""
 Game = asyncio.Future[TrajectoryGroup | None]
 
 
@@ -36,6 +38,7 @@ class Pipeline:
         """Begin with problem 0."""
         self._play = play
         self._schedule = schedule
+        self._num_ahead = schedule.max_steps_off_policy if schedule.mode == "off_policy" else 0
         self._groups_per_batch = groups_per_batch
         self._next = 0
         self._next_of_step = 0
@@ -56,12 +59,17 @@ class Pipeline:
         for game in self._games.values():
             game.cancel()
 
-    def look_ahead(self, num_batches_left: int) -> None:
-        """Begin to play as far ahead as the schedule allows, the batch that comes next included."""
-        ahead = self._schedule.max_steps_off_policy if self._schedule.mode == "off_policy" else 0
-        num_batches = min(1 + ahead, num_batches_left)
+    async def look_ahead(self, num_batches_left: int) -> None:
+        """Begin to play as far ahead as the schedule allows, the batch that comes next included.
+
+        On return, problems that need not wait for anything have asked for their first answers: so it is the weights of
+        now that give them, in every run alike.
+        """
+        num_batches = min(1 + self._num_ahead, num_batches_left)
         for index in range(self._next, self._next + num_batches * self._groups_per_batch):
             self._begin(index)
+        for _ in range(_PASSES_TO_ASK):
+            await asyncio.sleep(0)
 
     async def parts(self) -> AsyncIterator[Sequence[TrajectoryGroup]]:
         """The groups of the next batch, in the order of their problems: all at once, or part by part as they finish.
@@ -97,12 +105,14 @@ class Pipeline:
     def to_json(self) -> dict[str, Any]:
         """What a checkpoint keeps: the first problem that is not trained on, and the groups played from there on.
 
-        A problem that is still being played is played again by a run that goes on from here.
+        A problem that is still being played is played again by a run that goes on from here. So is the whole batch
+        where nothing is played ahead: the weights are those that played it, and answers that are sampled together must
+        be again, for what else is in a batch decides how log-probabilities are rounded.
         """
         finished = {
             index: game.result()
             for index, game in sorted(self._games.items())
-            if game.done() and not game.cancelled() and game.exception() is None
+            if self._num_ahead and game.done() and not game.cancelled() and game.exception() is None
         }
         return {
             "next_problem": self._next_of_step,
