@@ -34,7 +34,7 @@ from crucible_train.loop.training import (
     peak_rate,
     schedule_of,
 )
-from crucible_train.ports import TrainingClient
+from crucible_train.ports import SamplingClient, TrainingClient
 from crucible_train.rl.batch import (
     ScoredGroup,
     TrainingBatch,
@@ -52,6 +52,7 @@ from crucible_train.rl.config import (
     ScheduleConfig,
 )
 from crucible_train.rl.environment import TrajectoryGroup
+from crucible_train.rl.lockstep import Lockstep, seats_of
 from crucible_train.rl.metrics import clip_fraction, divergence, group_metrics, prefixed
 from crucible_train.rl.pipeline import Pipeline
 from crucible_train.rl.problem_set import ProblemSet
@@ -165,15 +166,18 @@ async def train(
     policy = _Policy(config, client, around)
     room = config.rollout.max_context or client.model_info().max_positions
     rollout = config.rollout.model_copy(update={"max_context": room})
-    sampler = client.sampling_client()
 
-    async def play(index: int) -> TrajectoryGroup | None:
+    def gather(num_groups: int) -> SamplingClient:
+        fresh = client.sampling_client()  # what was sampled before has no say in how this is rounded
+        return Lockstep(fresh, num_groups * config.train.num_generations) if config.schedule.lockstep else fresh
+
+    async def play(index: int, sampler: SamplingClient) -> TrajectoryGroup | None:
         builder, seed = problems.train(index), fold(config.seed, "rollout", index)
         size, now = config.train.num_generations, policy.step
-        with around.span(builder.problem, "rollouts"):
-            return await rollout_group(builder, size, sampler, rollout, seed, now, on_failure=around.on_failure)
+        with around.span(builder.problem, "rollouts"), seats_of(sampler, size) as seats:
+            return await rollout_group(builder, size, seats, rollout, seed, now, on_failure=around.on_failure)
 
-    async with Pipeline(play, config.schedule, config.train.groups_per_batch) as pipeline:
+    async with Pipeline(play, config.schedule, config.train.groups_per_batch, gather) as pipeline:
 
         async def take_step(step: int) -> StepDone:
             update = policy.begin(step, adam_params(config.train, schedule.rate(step)))

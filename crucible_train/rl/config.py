@@ -123,6 +123,12 @@ class ScheduleConfig(Section):
     max_steps_off_policy: int = option(
         1, "off_policy: how many batches sampling may run ahead, 1 or more", ge=1, advanced=True
     )
+    lockstep: bool = option(
+        True,
+        "ask for everybody's next turn at once, so that a run gives the same bits every time; false: as soon as each "
+        "environment has answered, which is quicker where environments are slow",
+        advanced=True,
+    )
     num_minibatches: int = option(4, "streamed: parts of a batch, 1 or more", ge=1, advanced=True)
 
 

@@ -37,25 +37,32 @@ class _Asked:
     answers: asyncio.Future[Answers]
 
 
+@contextmanager
+def seats_of(client: SamplingClient, num_seats: int) -> Iterator[SamplingClient]:
+    """What samples for a group of that many episodes: its seats in lockstep, or the client itself where there is none.
+
+    Seats that are still taken at the end are left.
+    """
+    if not isinstance(client, Lockstep):
+        yield client
+        return
+    seats = Seats(client, num_seats)
+    try:
+        yield seats
+    finally:
+        while seats.num_seats:
+            seats.leave()
+
+
 class Lockstep:
-    """The episodes that are played together. ``seats`` gives each group its share of them."""
+    """A ``SamplingClient`` of episodes that are played together; ``seats_of`` gives each group its share of seats."""
 
     def __init__(self, client: SamplingClient, num_seats: int) -> None:
         """Wait for that many episodes."""
-        self.client = client
+        self._client = client
         self._num_seats = num_seats
         self._waiting: list[_Asked] = []
         self._asking: set[asyncio.Task[None]] = set()
-
-    @contextmanager
-    def seats(self, num_seats: int) -> Iterator["Seats"]:
-        """As many seats of those there are; those that are still taken at the end are left."""
-        table = Seats(self, num_seats)
-        try:
-            yield table
-        finally:
-            while table.num_seats:
-                table.leave()
 
     def enter(self, num_seats: int) -> None:
         """Wait for that many more."""
@@ -77,6 +84,14 @@ class Lockstep:
             if asked in self._waiting:  # it was given up; whoever plays it leaves next
                 self._waiting.remove(asked)
 
+    async def compute_logprobs(self, model_input: ModelInput) -> Sequence[float | None]:
+        """As the client does; nobody is waited for."""
+        return await self._client.compute_logprobs(model_input)
+
+    async def top_logprobs(self, model_input: ModelInput, k: int) -> Sequence[Sequence[tuple[int, float]] | None]:
+        """As the client does; nobody is waited for."""
+        return await self._client.top_logprobs(model_input, k)
+
     def _ask_if_all_wait(self) -> None:
         if not self._waiting or len(self._waiting) < self._num_seats:
             return
@@ -87,7 +102,7 @@ class Lockstep:
             task.add_done_callback(self._asking.discard)
 
     async def _ask(self, asked: _Asked) -> None:
-        asking = asyncio.ensure_future(self.client.sample(asked.prompt, asked.num_samples, asked.params))
+        asking = asyncio.ensure_future(self._client.sample(asked.prompt, asked.num_samples, asked.params))
         asked.answers.add_done_callback(lambda answers: asking.cancel() if answers.cancelled() else None)
         try:
             answers = await asking
@@ -125,8 +140,8 @@ class Seats:
 
     async def compute_logprobs(self, model_input: ModelInput) -> Sequence[float | None]:
         """As the client does; nobody is waited for."""
-        return await self.lockstep.client.compute_logprobs(model_input)
+        return await self.lockstep.compute_logprobs(model_input)
 
     async def top_logprobs(self, model_input: ModelInput, k: int) -> Sequence[Sequence[tuple[int, float]] | None]:
         """As the client does; nobody is waited for."""
-        return await self.lockstep.client.top_logprobs(model_input, k)
+        return await self.lockstep.top_logprobs(model_input, k)

@@ -106,9 +106,9 @@ async def _attempt(
     builder: EnvGroupBuilder, samples: Sequence[int], policy: Policy, attempt: int
 ) -> Sequence[Trajectory]:
     """An episode for each of these numbers; where there are no environments, all of them fail."""
-    seated = policy.client if isinstance(policy.client, Seated) else None
-    if attempt and seated is not None:
-        seated.enter(len(samples))
+    seats = policy.client if isinstance(policy.client, Seated) else None
+    if attempt and seats is not None:
+        seats.enter(len(samples))
     try:
         envs = await builder.make_envs(len(samples))
         if len(envs) != len(samples):
@@ -118,8 +118,9 @@ async def _attempt(
         raise
     except Exception as error:  # noqa: BLE001 - an environment may raise anything; its group alone is lost
         failure = policy.failure(f"{builder.problem}, making its environments", error)
-        for _ in samples if seated is not None else ():
-            seated.leave()
+        if seats is not None:
+            for _ in samples:
+                seats.leave()
         return [Trajectory((), StopReason.ERROR, error=failure)] * len(samples)
     numbered = zip(samples, envs, strict=True)
     return await _play([Episode(env, policy, builder.problem, sample, attempt) for sample, env in numbered])
