@@ -54,7 +54,7 @@ def test_it_learns_the_task(learnt: Any) -> None:
     assert column(learnt(), "sample/frac_all_good")[-1] > 0.5
 
 
-@pytest.mark.parametrize("seed", [2, 3])
+@pytest.mark.parametrize("seed", [2])
 def test_it_learns_with_other_seeds_along_other_curves(seed: int, learnt: Any) -> None:
     assert last_reward(learnt({"seed": seed})) > 0.95
     assert column(learnt({"seed": seed}), "reward/mean") != column(learnt(), "reward/mean")

@@ -106,7 +106,7 @@ def kept_rollouts(run_dir: Path) -> Any:
 
 
 @pytest.mark.parametrize("way", EXACT)
-@pytest.mark.parametrize("step", [1, 2, 5])
+@pytest.mark.parametrize("step", [1, 4])
 def test_cancelled_after_a_step_it_has_saved_that_step(way: str, step: int, trial: Any, undisturbed: Any) -> None:
     fields = SIX | EXACT[way]
     stopped = trial(fields, on_step=lambda logged: asyncio.current_task().cancel() if logged == step else None)
@@ -118,7 +118,7 @@ def test_cancelled_after_a_step_it_has_saved_that_step(way: str, step: int, tria
     assert_none_lost_or_repeated(stopped, again)
 
 
-POINTS = [("sample", 5), ("sample", 100), ("forward_backward", 1), ("forward_backward", 4), ("optim_step", 3)]
+POINTS = [("sample", 5), ("sample", 100), ("forward_backward", 4), ("optim_step", 3)]
 
 
 @pytest.mark.parametrize("way", EXACT)
@@ -131,7 +131,7 @@ def test_cancelled_in_a_step(way: str, event: str, call: int, trial: Any, undist
 
 
 @pytest.mark.parametrize("way", ["synchronous", "streamed"])
-@pytest.mark.parametrize("num_answers", [1, 20, 33, 100])
+@pytest.mark.parametrize("num_answers", [100])
 def test_cancelled_where_some_answers_are_there(way: str, num_answers: int, trial: Any, undisturbed: Any) -> None:
     """A batch of which some groups are finished is played again as a whole, so that it is the same to the bit."""
     fields, judged, tasks = SIX | EXACT[way], [], []
@@ -152,7 +152,7 @@ def test_cancelled_where_some_answers_are_there(way: str, num_answers: int, tria
 
 
 @pytest.mark.parametrize("fields", [SIX, SIX | AHEAD["one ahead"]], ids=["synchronous", "off policy"])
-@pytest.mark.parametrize("call", [33, 50, 200])
+@pytest.mark.parametrize("call", [50])
 def test_cancelled_in_episodes_of_several_turns(call: int, fields: dict[str, Any], trial: Any) -> None:
     """When a second turn joins others is a matter of time, and so is the rounding of its log-probabilities."""
     stopped = stopped_at(trial, fields, "sample", call, problems=toy.Echoes(num_turns=3))
@@ -173,6 +173,11 @@ def test_stopped_between_two_substeps_the_newest_checkpoint_is_where_it_goes_on(
     again = gone_on(trial, fields)
     assert again.problems.played[:4] == [8, 9, 10, 11]
     assert outcome_of(again.run_dir) == outcome_of(undisturbed(fields))
+
+
+def test_cancelled_in_its_optimizer_step_the_step_is_done_and_saved(trial: Any) -> None:
+    fields = SIX | {"algorithm.remove_constant_groups": False}
+    assert stopped_at(trial, fields, "optim_step", 3).reports == ["saved at step 3"]
 
 
 def test_cancelled_while_the_update_is_measured_the_step_is_done_and_saved(trial: Any, undisturbed: Any) -> None:
@@ -218,9 +223,8 @@ async def stopped_after(trial: Any, fields: dict[str, Any], delay: float) -> Any
 
 
 @pytest.mark.parametrize("way", EXACT)
-@pytest.mark.parametrize("seed", range(3))
-def test_cancelled_at_random_moments(way: str, seed: int, trial: Any, undisturbed: Any) -> None:
-    fields, draw = SIX | EXACT[way], random.Random(seed)
+def test_cancelled_at_random_moments(way: str, trial: Any, undisturbed: Any) -> None:
+    fields, draw = SIX | EXACT[way], random.Random(way)
     for _ in range(3):
         asyncio.run(stopped_after(trial, fields, draw.random() * 0.3))
     assert outcome_of(gone_on(trial, fields).run_dir) == outcome_of(undisturbed(fields))
@@ -242,7 +246,7 @@ def test_off_policy_a_checkpoint_between_two_steps_is_gone_on_from_exactly(
 
 
 @pytest.mark.parametrize("way", AHEAD)
-@pytest.mark.parametrize(("event", "call"), [*POINTS, ("sample", 77), ("optim_step", 5)])
+@pytest.mark.parametrize(("event", "call"), [("sample", 77), ("forward_backward", 4), ("optim_step", 3)])
 def test_off_policy_no_problem_is_lost_or_repeated(way: str, event: str, call: int, trial: Any) -> None:
     fields = SIX | AHEAD[way]
     stopped = stopped_at(trial, fields, event, call)
@@ -259,9 +263,8 @@ def test_off_policy_no_problem_is_lost_or_repeated(way: str, event: str, call: i
 
 
 @pytest.mark.parametrize("way", AHEAD)
-@pytest.mark.parametrize("seed", range(2))
-def test_off_policy_cancelled_at_random_moments(way: str, seed: int, trial: Any) -> None:
-    fields, draw = SIX | AHEAD[way], random.Random(seed)
+def test_off_policy_cancelled_at_random_moments(way: str, trial: Any) -> None:
+    fields, draw = SIX | AHEAD[way], random.Random(way)
     starts = [asyncio.run(stopped_after(trial, fields, draw.random() * 0.3)) for _ in range(3)]
     assert_none_lost_or_repeated(*starts, gone_on(trial, fields))
 
