@@ -154,14 +154,22 @@ def test_cancelled_where_some_answers_are_there(way: str, num_answers: int, tria
 @pytest.mark.parametrize("fields", [SIX, SIX | AHEAD["one ahead"]], ids=["synchronous", "off policy"])
 @pytest.mark.parametrize("call", [50])
 def test_cancelled_in_episodes_of_several_turns(call: int, fields: dict[str, Any], trial: Any) -> None:
-    """When a second turn joins others is a matter of time, and so is the rounding of its log-probabilities."""
     stopped = stopped_at(trial, fields, "sample", call, problems=toy.Echoes(num_turns=3))
     again = gone_on(trial, fields, problems=toy.Echoes(num_turns=3))
     assert_none_lost_or_repeated(stopped, again)
-    whole = trial(fields, "whole", problems=toy.Echoes(num_turns=3))
-    whole.run()
-    for found, expected in zip(rows_of(again.run_dir)[:1], rows_of(whole.run_dir)[:1], strict=True):
-        assert found == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    if fields is SIX:  # off policy, games that were not finished are answered by newer weights
+        whole = trial(fields, "whole", problems=toy.Echoes(num_turns=3))
+        whole.run()
+        assert outcome_of(again.run_dir) == outcome_of(whole.run_dir)
+
+
+@pytest.mark.parametrize("fields", [SIX, SIX | AHEAD["one ahead"]], ids=["synchronous", "off policy"])
+def test_episodes_of_several_turns_give_the_same_bits_again(fields: dict[str, Any], trial: Any) -> None:
+    """In lockstep, what is computed together does not follow from the clock."""
+    runs = [trial(fields, name, problems=toy.Echoes(num_turns=3)) for name in ("one", "other")]
+    for run in runs:
+        run.run()
+    assert outcome_of(runs[0].run_dir) == outcome_of(runs[1].run_dir)
 
 
 def test_stopped_between_two_substeps_the_newest_checkpoint_is_where_it_goes_on(trial: Any, undisturbed: Any) -> None:
