@@ -57,7 +57,7 @@ class EvaluateRL(Stage[RLConfig]):
 def measured_as(config: RLConfig) -> RolloutConfig:
     """How held-out problems are played: at the temperature of the evaluation, from the whole distribution."""
     plain = {"temperature": config.eval.temperature, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
-    return config.rollout.model_copy(update={k: v for k, v in plain.items() if k in type(config.rollout).model_fields})
+    return config.rollout.model_copy(update=plain)
 
 
 def tell_failure(problem: str, error: str) -> None:
