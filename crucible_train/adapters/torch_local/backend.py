@@ -314,7 +314,7 @@ class LocalBackend:
                 with self._model.attention.using(self._layout(stream)):
                     value, logprobs_S = stream_loss(self._model, stream, loss, function, with_gradient=with_gradient)
                 total += value
-                _scatter(found_D, stream, logprobs_S)
+                stream.scatter(logprobs_S, found_D)
         self._num_backwards += with_gradient
         return StepOutput(total, found_D)
 
@@ -398,10 +398,3 @@ def datum_with_weights(datum: Datum, weights_N: np.ndarray) -> Datum:
     return Datum(
         datum.model_input, {**datum.loss_fn_inputs, "weights": TensorData(weights_N.astype(np.float32), "float32")}
     )
-
-
-def _scatter(found_D: Sequence[np.ndarray], stream: TokenStream, logprobs_S: np.ndarray) -> None:
-    """Put each score where its datum expects it."""
-    for index in np.unique(stream.datum_S):
-        mine = stream.datum_S == index
-        found_D[index][stream.place_S[mine]] = logprobs_S[mine]

@@ -72,6 +72,12 @@ class TokenStream:
         """How many positions are computed."""
         return int(self.tokens_T.size)
 
+    def scatter(self, scores_S: npt.NDArray[np.float32], found_D: Sequence[npt.NDArray[np.float32]]) -> None:
+        """Put each score where its datum expects it, an array (N_d,) a datum."""
+        for index in np.unique(self.datum_S):
+            mine = self.datum_S == index
+            found_D[index][self.place_S[mine]] = scores_S[mine]
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scored:

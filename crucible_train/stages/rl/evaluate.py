@@ -17,13 +17,20 @@ from crucible_train.types import ArtifactRef, Hardware
 
 RESULTS = "results.jsonl"
 SUMMARY = "summary.json"
+_OWN_SAMPLING = ("temperature", "top_p", "top_k", "min_p")
 
 
 class EvaluateRL(Stage[RLConfig]):
     """Plays every held-out problem once."""
 
     name = "evaluate_rl"
-    reads = (*PROBLEM_FIELDS, "model", "peft", "rollout", "eval.temperature")
+    reads = (
+        *PROBLEM_FIELDS,
+        "model",
+        "peft",
+        *(f"rollout.{name}" for name in RolloutConfig.model_fields if name not in _OWN_SAMPLING),
+        "eval.temperature",
+    )
     uses = ("engine",)
     code = (*PROBLEM_CODE, "stages.rl.problems", "stages.publishing", "adapters.torch_local")
     libraries = ("torch", "transformers", "peft")
@@ -56,8 +63,8 @@ class EvaluateRL(Stage[RLConfig]):
 
 def measured_as(config: RLConfig) -> RolloutConfig:
     """How held-out problems are played: at the temperature of the evaluation, from the whole distribution."""
-    plain = {"temperature": config.eval.temperature, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
-    return config.rollout.model_copy(update={k: v for k, v in plain.items() if k in type(config.rollout).model_fields})
+    own = (config.eval.temperature, 1.0, 0, 0.0)
+    return config.rollout.model_copy(update=dict(zip(_OWN_SAMPLING, own, strict=True)))
 
 
 def tell_failure(problem: str, error: str) -> None:

@@ -20,6 +20,7 @@ from crucible_train.ports import MetricsLogger, RunInfo, RunStatus, TrainingClie
 from crucible_train.recipes.rl import Reference, RLConfig, Surroundings, train
 from crucible_train.renderers.record import RECORD_FILE
 from crucible_train.rl.batch import ScoredGroup
+from crucible_train.rl.config import RLEvalConfig
 from crucible_train.rl.held_out import held_out_metrics, play_held_out
 from crucible_train.stages.base import Stage
 from crucible_train.stages.chat_format import renderer_record
@@ -46,13 +47,13 @@ class TrainRL(Stage[RLConfig]):
         "algorithm",
         "schedule",
         "train",
-        "eval",
+        *(f"eval.{name}" for name in RLEvalConfig.model_fields if name != "temperature"),
         "num_logged_groups",
         "engine.micro_batch_tokens",
         "engine.activation_checkpointing",
         "checkpoint.load_best_model_at_end",
     )
-    uses = ("engine", "checkpoint", "report_to")
+    uses = ("engine", "checkpoint", "report_to", "eval.temperature")
     code = (
         *PROBLEM_CODE,
         "recipes.rl",
@@ -75,7 +76,8 @@ class TrainRL(Stage[RLConfig]):
     def identity(self, inputs: Mapping[str, ArtifactRef]) -> dict[str, Any]:
         """Device, precision and threads decide the bits of the output, as does what the environment reads.
 
-        What was measured ``before`` does not: its numbers follow from the model, the problems and the hardware.
+        What was measured ``before`` does not: its numbers follow from the model, the problems and the hardware. The
+        temperature of the evaluation does only where problems are played while training.
         """
         deciding = {name: ref for name, ref in inputs.items() if name != "before"}
         more = {"hardware": hardware_identity(self._hardware), "sources": sources(self.config)}
@@ -84,6 +86,8 @@ class TrainRL(Stage[RLConfig]):
         if start not in ("auto", "never"):
             manifest = Path(start).expanduser() / checkpoints.MANIFEST
             identity["start"] = files.sha256_file(manifest) if manifest.is_file() else start
+        if self.config.eval.num_step_problems:
+            identity["temperature"] = self.config.eval.temperature
         return identity
 
     async def run(self, inputs: Mapping[str, Path], folder: Path) -> None:
