@@ -113,6 +113,13 @@ def convert_gguf(source: Path, folder: Path) -> None:
     convert(source, folder)
 
 
+def merge_adapter(base: Path, adapter: Path, folder: Path) -> None:
+    """Write the model of a folder with a trained adapter's update added to its weights."""
+    from crucible_train.adapters.torch_local.merging import merge_adapter as merge
+
+    merge(base, adapter, folder)
+
+
 def download_model(model: str, patterns: Sequence[str]) -> Path:
     """The local folder of a hub model, fetched where it is not there yet."""
     from crucible_train.adapters.hub import download_model as download
