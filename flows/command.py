@@ -67,6 +67,9 @@ RL = Program(
 )
 
 
+PROGRAMS = {"sft": SFT, "rl": RL}
+
+
 def run_command(program: Program, argv: Sequence[str] | None = None) -> NoReturn:
     """Run the program's flow with the configuration that ``argv`` gives, and end the process."""
     words = list(sys.argv[1:] if argv is None else argv)
