@@ -240,7 +240,8 @@ def micro_batches(items: Sequence[Scored], max_tokens: int, *, share: bool = Tru
 def _cuts(lengths: Sequence[int], common: Sequence[int], max_tokens: int) -> list[int]:
     """Where sequences are cut into streams, 0 and their number included: the shortest path over all cuts.
 
-    A stream costs what the sequence before it would have saved its first one, then 1, then the square of its size.
+    A stream costs the positions that are computed again for its first sequence, then 1, then the square of its size; each
+    outweighs all of the next.
     """
     num = len(lengths)
     saved = np.array([0, *(one if one >= MIN_SHARED_TOKENS else 0 for one in common)], np.int64)
@@ -253,12 +254,7 @@ def _cuts(lengths: Sequence[int], common: Sequence[int], max_tokens: int) -> lis
         sizes = ends[first:] - ends[first] + lengths[first]
         most = int(np.searchsorted(sizes, max_tokens, "right"))
         sure = int(np.searchsorted(sizes + slack[first:] - slack[first], max_tokens, "right"))
-        fitting = bisect_right(
-            range(sure + 1, most + 1),
-            max_tokens,
-            key=lambda count, first=first: _size(lengths[first : first + count], common[first : first + count - 1]),
-        )
-        count = max(1, sure + fitting)
+        count = max(1, _fitting(lengths[first : first + most], common[first:], sure, max_tokens))
         shares = np.minimum(1, sizes[:count] / max(1, max_tokens))
         costs = least[first] + (num + 1) * ((num + 1) * saved[first] + 1) + shares**2
         reached = slice(first + 1, first + count + 1)
@@ -269,6 +265,12 @@ def _cuts(lengths: Sequence[int], common: Sequence[int], max_tokens: int) -> lis
     while cuts[-1] > 0:
         cuts.append(int(before[cuts[-1]]))
     return cuts[::-1]
+
+
+def _fitting(lengths: Sequence[int], common: Sequence[int], sure: int, max_tokens: int) -> int:
+    """How many of these sequences, from the first on, one stream holds: ``sure`` of them at least."""
+    counts = range(sure + 1, len(lengths) + 1)
+    return sure + bisect_right(counts, max_tokens, key=lambda num: _size(lengths[:num], common[: num - 1]))
 
 
 def _size(lengths: Sequence[int], common: Sequence[int], depth: int = 0) -> int:
