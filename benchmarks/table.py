@@ -31,6 +31,7 @@ def main() -> None:
     for part in (
         _speed(speed),
         _rollouts([one for one in records if one["benchmark"] in _ROLLOUTS]),
+        _grpo([one for one in records if "workload" in one["config"] and "-settings" not in one["benchmark"]]),
         _first_contact(by_name.get("first_contact")),
         _loss_head(by_name.get("loss_head_memory")),
         _origin(records),
@@ -91,6 +92,32 @@ def _rollouts(records: Sequence[Mapping[str, Any]]) -> list[str]:
         )
     head = ["sampling, tokens/CPU-s", "ours", "ours, bfloat16", "generate", "continuous batching", "over generate"]
     return _table([*head, "over continuous batching", "peak GiB", "least of theirs"], rows)
+
+
+def _grpo(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A row for each workload: the medians, and ours in float32 over the best of TRL."""
+    rows = []
+    for one in records:
+        medians = one["summary"]["medians"]
+        trl = [found for name, found in medians.items() if name.startswith("trl")]
+        if "ours" not in medians or not trl:
+            continue
+        ours, bf16 = medians["ours"], medians.get("ours_bf16")
+        speed, memory = max(found["tokens_per_cpu_second"] for found in trl), min(found["max_rss_mib"] for found in trl)
+        by_clock = max(found["tokens_per_second"] for found in trl)
+        rows.append(
+            [
+                one["config"]["workload"],
+                f"{ours['tokens_per_cpu_second']:.0f}",
+                f"{bf16['tokens_per_cpu_second']:.0f}" if bf16 else "",
+                f"{speed:.0f}",
+                f"{ours['tokens_per_cpu_second'] / speed:.1f}x",
+                f"{ours['tokens_per_second'] / by_clock:.1f}x",
+                f"{ours['max_rss_mib'] / memory:.2f}x",
+            ]
+        )
+    head = ["RL step, sampled tokens per CPU-second", "ours", "ours, bfloat16", "TRL", "over TRL"]
+    return _table([*head, "by the clock", "memory, of TRL's"], rows)
 
 
 def _best(sides: Iterable[Mapping[str, float]]) -> tuple[float, float]:

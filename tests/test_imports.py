@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from flows import start
+from flows.command import PROGRAMS
 
 ROOT = Path(__file__).parents[1]
 
@@ -64,4 +65,4 @@ def test_every_package_that_is_asked_for_is_looked_for() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     names = [re.match(r"[\w-]+", requirement).group() for requirement in project["dependencies"]]
     assert list(start.PACKAGES) == [{"pyyaml": "yaml"}.get(name, name) for name in names]
-    assert project["scripts"] == {"crucible-sft": "flows.start:sft"}
+    assert project["scripts"] == {f"crucible-{flow}": f"flows.start:{flow}" for flow in PROGRAMS}

@@ -86,6 +86,22 @@ def test_the_table_of_speeds_is_what_the_records_say() -> None:
         assert dict(zip(head[1:], cells, strict=True)) == dict(zip(head[1:], [*speeds, memory], strict=True)), name
 
 
+def test_the_table_of_rl_steps_is_what_the_records_say() -> None:
+    lines = README[README.index("| RL step, sampled tokens per CPU-second |") :].partition("\n\n")[0].splitlines()
+    _, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    expected = []
+    titles = {"tiny": "tiny, short prompts", "tiny_long": "tiny, long prompts", "smollm2": "SmolLM2-135M"}
+    for name in re.findall(r"`benchmarks/results/(grpo_speed-[\w.]+\.json)`", README):
+        found = json.loads((RESULTS / name).read_text(encoding="utf-8"))
+        ours, bf16, trl = (found["summary"]["medians"][side] for side in ("ours", "ours_bf16", "trl"))
+        speeds = [side["tokens_per_cpu_second"] for side in (ours, bf16, trl)]
+        by_clock = ours["tokens_per_second"] / trl["tokens_per_second"]
+        memory = ours["max_rss_mib"] / trl["max_rss_mib"]
+        ratios = [f"{speeds[0] / speeds[2]:.1f}x", f"{by_clock:.1f}x", f"{memory:.2f}x"]
+        expected.append([titles[found["config"]["workload"]], *(f"{speed:.0f}" for speed in speeds), *ratios])
+    assert rows == expected
+
+
 def test_the_first_contact_is_what_its_record_says() -> None:
     found = json.loads((RESULTS / "first_contact.json").read_text(encoding="utf-8"))
     ours = found["summary"]["ours"]

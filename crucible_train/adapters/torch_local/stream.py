@@ -10,6 +10,7 @@ is computed once, and supervised examples, preference pairs and groups of rollou
 Axes: T positions of the stream, S scored positions, D datums, N positions of one datum.
 """
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -230,40 +231,60 @@ def _joined(arrays: Sequence[Ints]) -> Ints:
 def micro_batches(items: Sequence[Scored], max_tokens: int, *, share: bool = True) -> list[TokenStream]:
     """Lay sequences out as streams of at most ``max_tokens`` positions; a longer sequence gets a stream of its own.
 
-    The order is fixed by the sequences alone: neighbours share the longest prefixes. Streams come out about equally
-    long. Which sequences stand together changes nothing but rounding, since losses are sums.
+    The order is fixed by the sequences alone: neighbours share the longest prefixes. It is cut where the fewest
+    positions have to be computed again; of such cuts, into the fewest streams; of those, into the most equal ones.
+    Which sequences stand together changes nothing but rounding, since losses are sums.
     """
     ordered = [item for item in items if item.tokens_N.size]
     if share:
         ordered.sort(key=lambda item: item.tokens_N.astype(">i8").tobytes())
-    lengths = [int(item.tokens_N.size) for item in ordered]
-    costs = [
-        length - _saving(left, right, share=share)
-        for length, left, right in zip(lengths, [None, *ordered], ordered, strict=False)
-    ]
-    num_streams = max(1, -(-sum(costs) // max_tokens)) if max_tokens else len(ordered)
-    target = sum(costs) / num_streams if ordered else 0
-    groups: list[list[Scored]] = []
-    size, slack = 0, 0
-    for item, length, cost in zip(ordered, lengths, costs, strict=True):
-        # Where prefixes of several lengths meet, what one has more than another may be too short for a segment.
-        more = MIN_SHARED_TOKENS - 1 if cost < length else 0
-        is_due = groups and size + cost <= max_tokens and size + cost / 2 <= target
-        if is_due and (size + cost + slack + more <= max_tokens or _is_within([*groups[-1], item], max_tokens)):
-            groups[-1].append(item)
-            size += cost
-            slack += more
-        else:
-            groups.append([item])
-            size, slack = length, 0
-    return [build_stream(group, share=share) for group in groups]
+    common = [shared_prefix(left.tokens_N, right.tokens_N) if share else 0 for left, right in pairwise(ordered)]
+    cuts = _cuts([int(item.tokens_N.size) for item in ordered], common, max_tokens)
+    return [build_stream(ordered[start:end], share=share) for start, end in pairwise(cuts)]
 
 
-def _is_within(items: Sequence[Scored], max_tokens: int) -> bool:
-    return build_stream(items).num_tokens <= max_tokens
+def _cuts(lengths: Sequence[int], common: Sequence[int], max_tokens: int) -> list[int]:
+    """Where sequences are cut into streams, 0 and their number included: the shortest path over all cuts.
+
+    A stream costs the positions that are computed again for its first sequence, then 1, then the square of its size;
+    each outweighs all of the next.
+    """
+    num = len(lengths)
+    saved = np.array([0, *(one if one >= MIN_SHARED_TOKENS else 0 for one in common)], np.int64)
+    ends = np.cumsum(np.array(lengths, np.int64) - saved[:num])
+    # Where prefixes of several lengths meet, what one has more than another may be too short for a segment.
+    slack = np.cumsum(saved[:num] > 0) * (MIN_SHARED_TOKENS - 1)
+    least, before = np.full(num + 1, np.inf), np.zeros(num + 1, np.int64)
+    least[0] = 0
+    for first in range(num):
+        sizes = ends[first:] - ends[first] + lengths[first]
+        most = int(np.searchsorted(sizes, max_tokens, "right"))
+        sure = int(np.searchsorted(sizes + slack[first:] - slack[first], max_tokens, "right"))
+        count = max(1, _fitting(lengths[first : first + most], common[first:], sure, max_tokens))
+        shares = np.minimum(1, sizes[:count] / max(1, max_tokens))
+        costs = least[first] + (num + 1) * ((num + 1) * saved[first] + 1) + shares**2
+        reached = slice(first + 1, first + count + 1)
+        is_less = costs < least[reached]
+        before[reached] = np.where(is_less, first, before[reached])
+        least[reached] = np.where(is_less, costs, least[reached])
+    cuts = [num]
+    while cuts[-1] > 0:
+        cuts.append(int(before[cuts[-1]]))
+    return cuts[::-1]
 
 
-def _saving(left: Scored | None, right: Scored, *, share: bool) -> int:
-    """How many positions ``right`` need not compute after ``left``."""
-    common = shared_prefix(left.tokens_N, right.tokens_N) if share and left is not None else 0
-    return common if common >= MIN_SHARED_TOKENS else 0
+def _fitting(lengths: Sequence[int], common: Sequence[int], sure: int, max_tokens: int) -> int:
+    """How many of these sequences, from the first on, one stream holds: ``sure`` of them at least."""
+    counts = range(sure + 1, len(lengths) + 1)
+    return sure + bisect_right(counts, max_tokens, key=lambda num: _size(lengths[:num], common[: num - 1]))
+
+
+def _size(lengths: Sequence[int], common: Sequence[int], depth: int = 0) -> int:
+    """How many positions a stream of these sequences has from ``depth`` on: what ``_Builder.grow`` would add."""
+    shared = min(common, default=lengths[0])
+    if len(lengths) == 1:
+        return shared - depth
+    own = shared - depth if shared - depth >= MIN_SHARED_TOKENS else 0
+    cuts = [0, *(place + 1 for place, one in enumerate(common) if one == shared), len(lengths)]
+    rest = (_size(lengths[start:end], common[start : end - 1], depth + own) for start, end in pairwise(cuts))
+    return own + sum(rest)
