@@ -6,8 +6,12 @@ from crucible_train.types.estimate import Estimate
 from crucible_train.types.hardware import Hardware
 from crucible_train.types.loss import (
     CISPO,
+    DPO,
     DRO,
     GSPO,
+    IPO,
+    KTO,
+    ORPO,
     PPO,
     AdamParams,
     CrossEntropy,
@@ -16,6 +20,8 @@ from crucible_train.types.loss import (
     KLEstimator,
     Loss,
     PolicyLoss,
+    PreferenceLoss,
+    SimPO,
 )
 from crucible_train.types.messages import (
     Conversation,
@@ -31,8 +37,12 @@ from crucible_train.types.sampling import SamplerStats, SamplingParams
 
 __all__ = [
     "CISPO",
+    "DPO",
     "DRO",
     "GSPO",
+    "IPO",
+    "KTO",
+    "ORPO",
     "PPO",
     "AdamParams",
     "ArtifactRef",
@@ -51,8 +61,10 @@ __all__ = [
     "Message",
     "ModelInput",
     "PolicyLoss",
+    "PreferenceLoss",
     "SamplerStats",
     "SamplingParams",
+    "SimPO",
     "TensorData",
     "TextPart",
     "ThinkingPart",

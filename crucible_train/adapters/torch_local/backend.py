@@ -25,7 +25,7 @@ from crucible_train.adapters.torch_local.loading import EngineModel, Lora, load
 from crucible_train.adapters.torch_local.loss_head import gradient_of
 from crucible_train.adapters.torch_local.memory import give_back_memory
 from crucible_train.adapters.torch_local.modules import trainable
-from crucible_train.adapters.torch_local.passes import stream_loss
+from crucible_train.adapters.torch_local.passes import custom_loss, stream_loss
 from crucible_train.adapters.torch_local.sampler import Request, Sampler, SampleRequest
 from crucible_train.adapters.torch_local.scoring import ScoreRequest
 from crucible_train.adapters.torch_local.state import adamw, restore, take_snapshot
@@ -285,8 +285,9 @@ class LocalBackend:
     def _pass(self, datums: Sequence[Datum], loss: Loss, with_gradient: bool, with_adapter: bool) -> StepOutput:
         try:
             with self._adapter(is_on=with_adapter):
-                if isinstance(loss, CustomLoss):
-                    return self._custom(datums, loss, with_gradient)
+                custom = custom_loss(loss, joins_segments=self._model.joins_segments)
+                if custom is not None:
+                    return self._custom(datums, custom, with_gradient)
                 return self._sum_over(datums, loss, with_gradient)
         except Exception as error:
             if with_gradient:

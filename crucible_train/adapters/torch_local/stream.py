@@ -23,6 +23,7 @@ from crucible_train.types import Datum
 NO_PARENT = -1
 # Shorter shared prefixes are computed twice: attention over a parent costs more than a few tokens save.
 MIN_SHARED_TOKENS = 16
+_MAX_PAIRS = 1 << 24  # losses read them as float32
 
 Ints = npt.NDArray[np.int64]
 
@@ -75,7 +76,10 @@ class TokenStream:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scored:
-    """One datum, cut after the last position that counts: what follows it is never computed."""
+    """One datum, cut after the last position that counts: what follows it is never computed.
+
+    Those with the same ``pair`` must stand in one stream; None stands wherever there is room.
+    """
 
     index: int
     tokens_N: Ints
@@ -83,13 +87,15 @@ class Scored:
     targets_S: Ints
     weights_S: npt.NDArray[np.float32]
     inputs_S: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    pair: int | None = None
 
 
 def scored(index: int, datum: Datum, function: LossFunction) -> Scored:
     """Take from a datum what the loss needs, at the positions that count.
 
     Raises:
-        ValueError: the datum lacks an input of the loss, or one of them does not have one axis.
+        ValueError: the datum lacks an input of the loss, one of them does not have one axis, or a pair's number is not
+            the same at every position or too large for float32.
     """
     given = datum.loss_fn_inputs
     missing = [name for name in ("target_tokens", *function.required) if name not in given]
@@ -113,7 +119,15 @@ def scored(index: int, datum: Datum, function: LossFunction) -> Scored:
         given["target_tokens"].to_numpy()[places].astype(np.int64),
         weights[places].astype(np.float32, copy=False),
         {name: given[name].to_numpy()[places].astype(np.float32, copy=False) for name in names},
+        None if function.coupled_by is None else _pair(index, given[function.coupled_by].to_numpy()),
     )
+
+
+def _pair(index: int, numbers_N: npt.NDArray[np.number]) -> int:
+    number = int(numbers_N[0]) if numbers_N.size else 0
+    if (numbers_N != number).any() or not 0 <= number < _MAX_PAIRS:
+        raise ValueError(f"datum {index}: pair must be one number, 0 to {_MAX_PAIRS - 1}, at every position")
+    return number
 
 
 def _weights(datum: Datum, function: LossFunction) -> npt.NDArray[np.float32]:
@@ -222,35 +236,59 @@ def _joined(arrays: Sequence[Ints]) -> Ints:
 
 
 def micro_batches(items: Sequence[Scored], max_tokens: int, *, share: bool = True) -> list[TokenStream]:
-    """Lay sequences out as streams of at most ``max_tokens`` positions; a longer sequence gets a stream of its own.
+    """Lay sequences out as streams of at most ``max_tokens`` positions; what is longer gets a stream of its own.
 
-    The order is fixed by the sequences alone: neighbours share the longest prefixes. Streams come out about equally
-    long. Which sequences stand together changes nothing but rounding, since losses are sums.
+    The sequences of a pair stay together. The order is fixed by the sequences alone: neighbours share the longest
+    prefixes. Streams come out about equally long. Which pairs stand together changes nothing but rounding, since losses
+    are sums.
     """
-    ordered = [item for item in items if item.tokens_N.size]
-    if share:
-        ordered.sort(key=lambda item: item.tokens_N.astype(">i8").tobytes())
-    lengths = [int(item.tokens_N.size) for item in ordered]
-    costs = [
-        length - _saving(left, right, share=share)
-        for length, left, right in zip(lengths, [None, *ordered], ordered, strict=False)
-    ]
-    num_streams = max(1, -(-sum(costs) // max_tokens)) if max_tokens else len(ordered)
-    target = sum(costs) / num_streams if ordered else 0
+    units = _units([item for item in items if item.tokens_N.size], share=share)
+    costs = [_cost(left, unit, share=share) for left, unit in zip([None, *(u[-1] for u in units)], units, strict=False)]
+    num_streams = max(1, -(-sum(cost.num_tokens for cost in costs) // max_tokens)) if max_tokens else len(units)
+    target = sum(cost.num_tokens for cost in costs) / num_streams if units else 0
     groups: list[list[Scored]] = []
     size, slack = 0, 0
-    for item, length, cost in zip(ordered, lengths, costs, strict=True):
-        # Where prefixes of several lengths meet, what one has more than another may be too short for a segment.
-        more = MIN_SHARED_TOKENS - 1 if cost < length else 0
-        is_due = groups and size + cost <= max_tokens and size + cost / 2 <= target
-        if is_due and (size + cost + slack + more <= max_tokens or _is_within([*groups[-1], item], max_tokens)):
-            groups[-1].append(item)
-            size += cost
-            slack += more
+    for unit, cost in zip(units, costs, strict=True):
+        is_due = groups and size + cost.num_tokens <= max_tokens and size + cost.num_tokens / 2 <= target
+        most = size + slack + cost.num_tokens + cost.slack
+        if is_due and (most <= max_tokens or _is_within([*groups[-1], *unit], max_tokens)):
+            groups[-1].extend(unit)
+            size, slack = size + cost.num_tokens, slack + cost.slack
         else:
-            groups.append([item])
-            size, slack = length, 0
+            groups.append(list(unit))
+            alone = _cost(None, unit, share=share)
+            size, slack = alone.num_tokens, alone.slack
     return [build_stream(group, share=share) for group in groups]
+
+
+def _units(items: Sequence[Scored], *, share: bool) -> list[list[Scored]]:
+    """What must stay together, each sorted, and sorted by what stands first."""
+
+    def order(item: Scored) -> bytes:
+        return item.tokens_N.astype(">i8").tobytes()
+
+    together: dict[tuple[bool, int], list[Scored]] = {}
+    for item in sorted(items, key=order) if share else items:
+        together.setdefault((item.pair is None, item.index if item.pair is None else item.pair), []).append(item)
+    return list(together.values())
+
+
+@dataclass(frozen=True, slots=True)
+class _Cost:
+    """Positions to compute, and how many more there may be.
+
+    Where prefixes of several lengths meet, what one has more than another may be too short for a segment.
+    """
+
+    num_tokens: int
+    slack: int
+
+
+def _cost(left: Scored | None, unit: Sequence[Scored], *, share: bool) -> _Cost:
+    """What sequences cost behind ``left``."""
+    savings = [_saving(one, other, share=share) for one, other in zip([left, *unit], unit, strict=False)]
+    num_tokens = sum(int(item.tokens_N.size) for item in unit) - sum(savings)
+    return _Cost(num_tokens, (MIN_SHARED_TOKENS - 1) * sum(saving > 0 for saving in savings))
 
 
 def _is_within(items: Sequence[Scored], max_tokens: int) -> bool:
