@@ -33,6 +33,7 @@ from crucible_train.types.messages import (
     conversation,
 )
 from crucible_train.types.model_input import EncodedTextChunk, ImageChunk, ModelInput
+from crucible_train.types.preference import Preference
 from crucible_train.types.sampling import SamplerStats, SamplingParams
 
 __all__ = [
@@ -61,6 +62,7 @@ __all__ = [
     "Message",
     "ModelInput",
     "PolicyLoss",
+    "Preference",
     "PreferenceLoss",
     "SamplerStats",
     "SamplingParams",

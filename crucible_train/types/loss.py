@@ -152,9 +152,9 @@ class IPO(PreferenceLoss):
 class KTO(PreferenceLoss):
     """``c (1 - s(beta side (d_y - z)))`` for each datum alone (Ethayarajh et al., arXiv 2402.01306).
 
-    c is ``desirable_weight`` where ``side`` is 1 and ``undesirable_weight`` where it is -1. z is the reference point, an
-    estimate of the divergence from the reference that has no gradient: ``reference_point`` (N,), the same at every
-    position. A datum also gives ``reference_logprobs`` (N,); a ``pair`` is not read.
+    c is ``desirable_weight`` where ``side`` is 1, ``undesirable_weight`` where it is -1. z is the reference point, an
+    estimate of the divergence from the reference, which has no gradient. A datum also gives ``reference_point`` (N,), z
+    at every position, and ``reference_logprobs`` (N,); a ``pair`` is not read.
     """
 
     desirable_weight: float = 1.0
@@ -171,7 +171,8 @@ class KTO(PreferenceLoss):
 class ORPO(PreferenceLoss):
     """``-m_w - beta log s(o_w - o_l)``, o = m - log(1 - exp(m)) (Hong et al., arXiv 2403.07691).
 
-    o is the log odds of a completion whose probability is the geometric mean of its tokens'; beta is the paper's lambda.
+    o is the log odds of a completion, taken to be as likely as the geometric mean of its tokens; beta is the paper's
+    lambda.
     """
 
 
