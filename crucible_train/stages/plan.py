@@ -8,7 +8,6 @@ import itertools
 import json
 import sys
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -32,13 +31,14 @@ from crucible_train.renderers.view import shown_tokens
 from crucible_train.report.conversations import coloured, colourless
 from crucible_train.stages import prepare_data, sft_preflight
 from crucible_train.stages import render as rendering
-from crucible_train.stages.base import Stage, open_artifact, peek
+from crucible_train.stages.base import Stage, open_artifact
+from crucible_train.stages.chain import Chain
 from crucible_train.stages.chat_format import with_noted_date
 from crucible_train.stages.evaluate import Evaluate
 from crucible_train.stages.held_out import num_answered
 from crucible_train.stages.package import Package
 from crucible_train.stages.prepare_data import PrepareData
-from crucible_train.stages.prepare_model import PrepareModel, at_hand, description_of, external
+from crucible_train.stages.prepare_model import at_hand, description_of
 from crucible_train.stages.render import Render
 from crucible_train.stages.run_directory import run_id
 from crucible_train.stages.train import Train
@@ -70,9 +70,8 @@ def _show(config: SFTConfig, hardware: Hardware, folder: Path) -> Sequence[Mappi
     """Print everything after the machine; the bad rows."""
     source = at_hand(config.model)
     description = description_of(config.model, source)
-    stages = _Stages(config, hardware, source)
-    stages.look()
-    config = stages.config
+    stages = Chain(config.cache_dir)
+    config = _look(stages, config, hardware, source)
     lenient = config.model_copy(update={"data": config.data.model_copy(update={"on_bad_row": "quarantine"})})
     conversations = _made(PrepareData(lenient), {}, stages.refs.get("conversations"), folder / "data", config)
     summary = files.read_json(conversations / SUMMARY)
@@ -107,62 +106,25 @@ def _made(
     return folder
 
 
-@dataclass
-class _Stages:
-    """The stages of a run, and for each whether its output is there already."""
-
-    config: SFTConfig
-    hardware: Hardware
-    source: Path | None
-
-    def __post_init__(self) -> None:
-        self.refs: dict[str, ArtifactRef] = {}
-        self.states: list[tuple[str, str]] = []
-
-    def look(self) -> None:
-        """Follow the flow's chain as far as its outputs are known."""
-        config, hardware = self.config, self.hardware
-        if self.source is None:
-            self.states.append(("prepare model", "to run: fetch it"))
-        elif self.source.is_dir():
-            self.refs["model"] = external(self.source)
-            self.states.append(("prepare model", f"nothing to do: {self.source}"))
-        else:
-            self._stage("prepare model", "model", PrepareModel(config, self.source), ())
-        self._stage("prepare data", "conversations", PrepareData(config), ())
-        if "model" in self.refs and "conversations" in self.refs:
-            config = self.config = with_noted_date(config, self.refs)
-        self._stage("render", "rendered", Render(config), ("model", "conversations"))
-        given = ("model", "conversations", "rendered")
-        self._stage("evaluate before", "before", Evaluate(config, hardware), given)
-        train = Train(config, hardware, Path())
-        self._stage("train", "trained", train, given)  # what was measured before is no part of its key
-        self._stage("evaluate after", "after", Evaluate(config, hardware), (*given, "trained"))
-        if all(name in self.refs for name in given):
-            name = run_id(config, "sft", config.dataset, train.key({key: self.refs[key] for key in given}))
-            self._stage(
-                "package", "package", Package(config, hardware, Path(name)), (*given, "before", "trained", "after")
-            )
-        else:
-            self.states.append(("package", "to run"))
-
-    @property
-    def to_run(self) -> list[str]:
-        """The names of those that are still to be run."""
-        return [name for name, state in self.states if state.startswith("to run")]
-
-    def show(self) -> None:
-        """Print a line a stage."""
-        for number, (name, state) in enumerate(self.states):
-            terminal.field("stages" if number == 0 else "", f"{name:<16} {state}")
-
-    def _stage(self, name: str, output: str, stage: Stage[Any], inputs: tuple[str, ...]) -> None:
-        found = None
-        if all(key in self.refs for key in inputs):
-            found = peek(stage, {key: self.refs[key] for key in inputs}, self.config.cache_dir)
-        if found is not None:
-            self.refs[output] = found
-        self.states.append((name, "cached" if found is not None else "to run"))
+def _look(chain: Chain, config: SFTConfig, hardware: Hardware, source: Path | None) -> SFTConfig:
+    """Follow the flow's chain as far as its outputs are known; the configuration with the date it writes."""
+    chain.model(config, source)
+    chain.stage("prepare data", "conversations", PrepareData(config), ())
+    if chain.has(["model", "conversations"]):
+        config = with_noted_date(config, chain.refs)
+    chain.stage("render", "rendered", Render(config), ["model", "conversations"])
+    given = ["model", "conversations", "rendered"]
+    chain.stage("evaluate before", "before", Evaluate(config, hardware), given)
+    train = Train(config, hardware, Path())
+    chain.stage("train", "trained", train, given)  # what was measured before is no part of its key
+    chain.stage("evaluate after", "after", Evaluate(config, hardware), [*given, "trained"])
+    if chain.has(given):
+        name = run_id(config, "sft", config.dataset, train.key({key: chain.refs[key] for key in given}))
+        package = Package(config, hardware, Path(name))
+        chain.stage("package", "package", package, [*given, "before", "trained", "after"])
+    else:
+        chain.states.append(("package", "to run"))
+    return config
 
 
 def _bad_rows(folder: Path) -> list[Mapping[str, Any]]:

@@ -146,8 +146,6 @@ def test_a_pair_that_says_nothing_is_set_aside_and_stops_nothing(prepared: Prepa
 def test_ties_are_counted_and_a_win_of_nobody(prepared: Prepare) -> None:
     labels = ("A", "Tie", "B", "tie", "B")
     rows = [{"prompt": "q", "completion_A": "x", "completion_B": "y", "label": label} for label in labels]
-        {"prompt": "q", "completion_A": "x", "completion_B": "y", "label": x} for x in ("A", "Tie", "B", "tie", "B")
-    ]
     folder, summary = prepared(*rows)
     assert summary["bad_rows"] == {"tie": 2}
     assert [chosen[0]["content"] for _, chosen, _ in read(folder)] == ["x", "y", "y"]
