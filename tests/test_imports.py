@@ -23,6 +23,8 @@ ROOT = Path(__file__).parents[1]
         ("crucible_train.renderers", "torch prefect transformers datasets"),
         ("crucible_train.stages.sft_preflight", "torch prefect transformers datasets"),
         ("crucible_train.stages.rl.preflight", "torch prefect transformers datasets"),
+        ("crucible_train.recipes.dpo", "torch prefect transformers datasets"),
+        ("crucible_train.stages.dpo.preflight", "torch prefect transformers datasets"),
         ("crucible_train.stages.train", "torch prefect transformers datasets"),
         ("flows.command", "torch prefect transformers numpy"),
         ("flows.start", "rich pydantic yaml"),
@@ -64,4 +66,4 @@ def test_every_package_that_is_asked_for_is_looked_for() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     names = [re.match(r"[\w-]+", requirement).group() for requirement in project["dependencies"]]
     assert list(start.PACKAGES) == [{"pyyaml": "yaml"}.get(name, name) for name in names]
-    assert project["scripts"] == {"crucible-sft": "flows.start:sft"}
+    assert project["scripts"] == {f"crucible-{name}": f"flows.start:{name}" for name in ("sft", "rl", "dpo")}

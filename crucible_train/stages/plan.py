@@ -18,6 +18,7 @@ from crucible_train import files, terminal, wiring
 from crucible_train.config.overrides import to_yaml
 from crucible_train.config.redaction import hide_secrets
 from crucible_train.data.examples import Example
+from crucible_train.data.preference_tables import Side
 from crucible_train.data.preparation import QUARANTINE, SUMMARY
 from crucible_train.data.rendering import TRAIN
 from crucible_train.data.rows import bad_rows as counted
@@ -73,34 +74,32 @@ def _show(config: SFTConfig, hardware: Hardware, folder: Path) -> Sequence[Mappi
     stages = Chain(config.cache_dir)
     config = _look(stages, config, hardware, source)
     lenient = config.model_copy(update={"data": config.data.model_copy(update={"on_bad_row": "quarantine"})})
-    conversations = _made(PrepareData(lenient), {}, stages.refs.get("conversations"), folder / "data", config)
+    conversations = made(PrepareData(lenient), {}, stages.refs.get("conversations"), folder / "data", config.cache_dir)
     summary = files.read_json(conversations / SUMMARY)
     prepare_data.report(summary, is_cached="conversations" in stages.refs)
-    bad_rows = _bad_rows(conversations)
+    bad_rows = bad_rows_of(conversations)
     if description is None:
         terminal.field("rendered", "known once the model is here: the first run fetches and converts it")
-        _show_bad_rows(bad_rows)
+        show_bad_rows(bad_rows)
         stages.show()
         return bad_rows
     inputs = {"model": description, "conversations": conversations}
-    rendered = _made(Render(lenient), inputs, stages.refs.get("rendered"), folder / "rendered", config)
+    rendered = made(Render(lenient), inputs, stages.refs.get("rendered"), folder / "rendered", config.cache_dir)
     summary = files.read_json(rendered / SUMMARY)
     rendering.report(summary, is_cached="rendered" in stages.refs)
-    bad_rows += _bad_rows(rendered)
-    _show_bad_rows(bad_rows)
+    bad_rows += bad_rows_of(rendered)
+    show_bad_rows(bad_rows)
     examples = Examples(rendered / TRAIN)
-    _show_samples(list(itertools.islice(examples, _NUM_SAMPLES)), description)
+    show_samples(list(itertools.islice(examples, _NUM_SAMPLES)), description)
     stages.show()
     _show_cost(config, hardware, examples, summary, description, stages.to_run)
     return bad_rows
 
 
-def _made(
-    stage: Stage[SFTConfig], inputs: Mapping[str, Path], ref: ArtifactRef | None, folder: Path, config: SFTConfig
-) -> Path:
+def made(stage: Stage[Any], inputs: Mapping[str, Path], ref: ArtifactRef | None, folder: Path, cache_dir: str) -> Path:
     """The cached output of a stage, or a new one that is not kept."""
     if ref is not None:
-        return open_artifact(wiring.blob_store(config.cache_dir), ref)
+        return open_artifact(wiring.blob_store(cache_dir), ref)
     folder.mkdir()
     asyncio.run(stage.run(inputs, folder))
     return folder
@@ -127,18 +126,20 @@ def _look(chain: Chain, config: SFTConfig, hardware: Hardware, source: Path | No
     return config
 
 
-def _bad_rows(folder: Path) -> list[Mapping[str, Any]]:
+def bad_rows_of(folder: Path) -> list[Mapping[str, Any]]:
+    """What a stage set aside."""
     return [json.loads(line) for line in (folder / QUARANTINE).read_text(encoding="utf-8").splitlines()]
 
 
-def _show_bad_rows(rows: Sequence[Mapping[str, Any]]) -> None:
+def show_bad_rows(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print the first of them."""
     for row in rows[:_NUM_BAD_ROWS_SHOWN]:
         terminal.field("bad row", f"{row['where']}: {row['problem']}")
     if len(rows) > _NUM_BAD_ROWS_SHOWN:
         terminal.field("", f"and {len(rows) - _NUM_BAD_ROWS_SHOWN} more")
 
 
-def _show_samples(examples: Sequence[Example], tokenizer_dir: Path) -> None:
+def show_samples(examples: Sequence[Example | Side], tokenizer_dir: Path) -> None:
     """Print examples as the model sees them; what is trained stands out in colour, or between ⟦ and ⟧."""
     tokenizer = FastTokenizer.from_folder(tokenizer_dir)
     has_colours = terminal.has_colours()
@@ -191,20 +192,21 @@ def _show_cost(
         cadence = Cadence.of(config.eval.eval_steps, plan.num_steps)
         num_passes += sum(cadence.is_due(step + 1) for step in range(plan.num_steps))
         seconds = num_tokens / found.train_tokens_per_second
-        work = f"training and measuring at about {_rounded(found.train_tokens_per_second):,} tokens/s"
+        work = f"training and measuring at about {rounded(found.train_tokens_per_second):,} tokens/s"
     seconds += summary["validation"]["num_tokens"] * num_passes / found.forward_tokens_per_second
     writing = len(measured) * config.eval.max_new_tokens * found.write_step_s if num_answers else 0.0
     terminal.field(
         "estimate",
-        f"{_duration(seconds)} of {work}, up to {_duration(writing)} of writing answers; "
+        f"{duration(seconds)} of {work}, up to {duration(writing)} of writing answers; "
         f"{found.peak_bytes / 2**30:.1f} GiB of memory",
     )
 
 
-def _rounded(speed: float) -> int:
+def rounded(speed: float) -> int:
     """To two digits: a speed that was looked at for seconds is not known any better."""
     return round(float(f"{speed:.2g}"))
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds in words."""
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
