@@ -10,11 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
+import numpy.typing as npt
+
 from crucible_train.config.sections import EngineConfig, PeftConfig
 from crucible_train.config.server import ServerConfig
 from crucible_train.errors import ConfigError
 from crucible_train.ports import BlobStore, DatasetStore, MetricsLogger, SamplingClient, Tokenizer, TrainingClient
-from crucible_train.types import Estimate, Hardware
+from crucible_train.types import Datum, Estimate, Hardware, PreferenceLoss
 
 if TYPE_CHECKING:
     from crucible_train.adapters.torch_local.backend import EngineSettings
@@ -97,6 +100,15 @@ def estimate(
     from crucible_train.adapters.torch_local.estimate import estimate as found
 
     return found(model_dir, _engine_settings(engine, hardware, Path(), 0), _lora(peft), mean_length, num_written)
+
+
+def losses_by_preference(
+    loss: PreferenceLoss, datums: Sequence[Datum], logprobs: Sequence[npt.NDArray[np.float32]]
+) -> npt.NDArray[np.float64]:
+    """The loss of each preference, from log-probabilities that are known."""
+    from crucible_train.losses.by_preference import losses_by_preference as found
+
+    return found(loss, datums, logprobs)
 
 
 def tokenizer(model_dir: Path) -> Tokenizer:

@@ -65,9 +65,15 @@ RL = Program(
     "crucible_train.stages.rl.preflight:check",
     "crucible_train.stages.rl.plan:show_plan",
 )
+DPO = Program(
+    "flows.dpo:dpo",
+    "crucible_train.recipes.dpo:DPOConfig",
+    "crucible_train.stages.dpo.preflight:check",
+    "crucible_train.stages.dpo.plan:show_plan",
+)
 
 
-PROGRAMS = {"sft": SFT, "rl": RL}
+PROGRAMS = {"sft": SFT, "rl": RL, "dpo": DPO}
 
 
 def run_command(program: Program, argv: Sequence[str] | None = None) -> NoReturn:
@@ -119,6 +125,11 @@ def sft() -> NoReturn:
 def rl() -> NoReturn:
     """Reinforcement learning."""
     run_command(RL)
+
+
+def dpo() -> NoReturn:
+    """Learning from preferences."""
+    run_command(DPO)
 
 
 def _answer(program: Program, command: Command[Any]) -> int:

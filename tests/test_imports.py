@@ -24,6 +24,8 @@ ROOT = Path(__file__).parents[1]
         ("crucible_train.renderers", "torch prefect transformers datasets"),
         ("crucible_train.stages.sft_preflight", "torch prefect transformers datasets"),
         ("crucible_train.stages.rl.preflight", "torch prefect transformers datasets"),
+        ("crucible_train.recipes.dpo", "torch prefect transformers datasets"),
+        ("crucible_train.stages.dpo.preflight", "torch prefect transformers datasets"),
         ("crucible_train.stages.train", "torch prefect transformers datasets"),
         ("flows.command", "torch prefect transformers numpy"),
         ("flows.start", "rich pydantic yaml"),

@@ -108,7 +108,32 @@ def compare_rewards(
     return [_means(name, np.asarray(left), np.asarray(right), seed) for name, (left, right) in figures.items()]
 
 
-def _means(name: str, before: npt.NDArray[np.float64], after: npt.NDArray[np.float64], seed: int) -> Compared:
+def compare_preferences(
+    before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]], seed: int
+) -> list[Compared]:
+    """Compare two models on the same held-out preferences: accuracy, margin and loss.
+
+    Raises:
+        ValueError: the two are not over the same preferences.
+    """
+    pairs = _pairs(before, after, "preference")
+    if not pairs:
+        return []
+    figures = {
+        name: [np.array([row[name] for row in side], np.float64) for side in zip(*pairs, strict=True)]
+        for name in ("accuracy", "margin", "loss")
+    }
+    return [_means(name, left, right, seed, lower_is_better=name == "loss") for name, (left, right) in figures.items()]
+
+
+def _means(
+    name: str,
+    before: npt.NDArray[np.float64],
+    after: npt.NDArray[np.float64],
+    seed: int,
+    *,
+    lower_is_better: bool = False,
+) -> Compared:
     """Two means over the same examples; shares where every value is 0 or 1."""
     if np.isin([before, after], (0.0, 1.0)).all():
         return _rates(name, (before == 1.0).tolist(), (after == 1.0).tolist())
@@ -119,7 +144,7 @@ def _means(name: str, before: npt.NDArray[np.float64], after: npt.NDArray[np.flo
         ratio_interval(before, ones, seed),
         ratio_interval(after, ones, seed),
         paired_ratio_interval(before, after, ones, seed),
-        lower_is_better=False,
+        lower_is_better=lower_is_better,
     )
 
 

@@ -10,9 +10,22 @@ Axes: S scored positions.
 from collections.abc import Mapping
 
 from crucible_train.errors import ConfigError
-from crucible_train.losses import cispo, cross_entropy, dro, gspo, importance_sampling, ppo
+from crucible_train.losses import cispo, cross_entropy, dpo, dro, gspo, importance_sampling, ipo, kto, orpo, ppo, simpo
 from crucible_train.losses.base import LossFunction
-from crucible_train.types import CISPO, DRO, GSPO, PPO, CrossEntropy, ImportanceSampling, Loss
+from crucible_train.types import (
+    CISPO,
+    DPO,
+    DRO,
+    GSPO,
+    IPO,
+    KTO,
+    ORPO,
+    PPO,
+    CrossEntropy,
+    ImportanceSampling,
+    Loss,
+    SimPO,
+)
 
 LOSSES: Mapping[type, LossFunction] = {
     CrossEntropy: cross_entropy.FUNCTION,
@@ -21,6 +34,11 @@ LOSSES: Mapping[type, LossFunction] = {
     CISPO: cispo.FUNCTION,
     DRO: dro.FUNCTION,
     GSPO: gspo.FUNCTION,
+    DPO: dpo.FUNCTION,
+    IPO: ipo.FUNCTION,
+    KTO: kto.FUNCTION,
+    ORPO: orpo.FUNCTION,
+    SimPO: simpo.FUNCTION,
 }
 
 

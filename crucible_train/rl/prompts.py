@@ -86,7 +86,7 @@ def read_prompts(
     name = hide_secrets(source)
     prompts: list[Prompt] = []
     problems: list[str] = []
-    form: Format | None = None
+    form: Format[Any] | None = None
     for row in islice(store.rows(source), max_rows):
         try:
             form = form or _format_of(row, columns)
@@ -104,14 +104,14 @@ def read_prompts(
     return prompts
 
 
-def _format_of(row: SourceRow, columns: Mapping[str, str]) -> Format:
+def _format_of(row: SourceRow, columns: Mapping[str, str]) -> Format[Any]:
     values = _values(row)
     if _is_prompt_alone([*columns, *values]):
         return named("prompt_completion")
     return detect([*columns, *values])
 
 
-def _prompt(row: SourceRow, form: Format, columns: Mapping[str, str]) -> Prompt:
+def _prompt(row: SourceRow, form: Format[Any], columns: Mapping[str, str]) -> Prompt:
     values = dict(_values(row))
     if is_alone := form.name == "prompt_completion" and _is_prompt_alone([*columns, *values]):
         values["completion"] = ""

@@ -6,8 +6,12 @@ from crucible_train.types.estimate import Estimate
 from crucible_train.types.hardware import Hardware
 from crucible_train.types.loss import (
     CISPO,
+    DPO,
     DRO,
     GSPO,
+    IPO,
+    KTO,
+    ORPO,
     PPO,
     AdamParams,
     CrossEntropy,
@@ -16,6 +20,8 @@ from crucible_train.types.loss import (
     KLEstimator,
     Loss,
     PolicyLoss,
+    PreferenceLoss,
+    SimPO,
 )
 from crucible_train.types.messages import (
     Conversation,
@@ -27,12 +33,17 @@ from crucible_train.types.messages import (
     conversation,
 )
 from crucible_train.types.model_input import EncodedTextChunk, ImageChunk, ModelInput
+from crucible_train.types.preference import Preference
 from crucible_train.types.sampling import SamplerStats, SamplingParams
 
 __all__ = [
     "CISPO",
+    "DPO",
     "DRO",
     "GSPO",
+    "IPO",
+    "KTO",
+    "ORPO",
     "PPO",
     "AdamParams",
     "ArtifactRef",
@@ -51,8 +62,11 @@ __all__ = [
     "Message",
     "ModelInput",
     "PolicyLoss",
+    "Preference",
+    "PreferenceLoss",
     "SamplerStats",
     "SamplingParams",
+    "SimPO",
     "TensorData",
     "TextPart",
     "ThinkingPart",

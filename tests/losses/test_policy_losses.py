@@ -201,4 +201,4 @@ def test_values_out_of_range_are_refused(make) -> None:
 def test_an_unknown_loss_is_named() -> None:
     with pytest.raises(ConfigError, match=r"str is unknown; known are CrossEntropy, .*GSPO"):
         loss_function("ppo")
-    assert all(function.scope in ("token", "datum") for function in LOSSES.values())
+    assert all(function.scope in ("token", "datum", "pair") for function in LOSSES.values())

@@ -25,11 +25,11 @@ from crucible_train.adapters.torch_local.loading import EngineModel, Lora, load
 from crucible_train.adapters.torch_local.loss_head import gradient_of
 from crucible_train.adapters.torch_local.memory import give_back_memory
 from crucible_train.adapters.torch_local.modules import trainable
-from crucible_train.adapters.torch_local.passes import stream_loss
+from crucible_train.adapters.torch_local.passes import custom_loss, stream_loss
 from crucible_train.adapters.torch_local.sampler import Request, Sampler, SampleRequest
 from crucible_train.adapters.torch_local.scoring import ScoreRequest
 from crucible_train.adapters.torch_local.state import adamw, restore, take_snapshot
-from crucible_train.adapters.torch_local.stream import TokenStream, micro_batches, scored
+from crucible_train.adapters.torch_local.stream import TokenStream, lay_out
 from crucible_train.adapters.torch_local.training_mode import TrainingMode
 from crucible_train.adapters.torch_local.worker import Worker
 from crucible_train.errors import CheckpointError, CrucibleError, TrainingError
@@ -287,8 +287,9 @@ class LocalBackend:
     def _pass(self, datums: Sequence[Datum], loss: Loss, with_gradient: bool, with_adapter: bool) -> StepOutput:
         try:
             with self._adapter(is_on=with_adapter):
-                if isinstance(loss, CustomLoss):
-                    return self._custom(datums, loss, with_gradient)
+                custom = custom_loss(loss, joins_segments=self._model.joins_segments)
+                if custom is not None:
+                    return self._custom(datums, custom, with_gradient)
                 return self._sum_over(datums, loss, with_gradient)
         except Exception as error:
             if with_gradient:
@@ -340,12 +341,8 @@ class LocalBackend:
         return StepOutput(float(value.detach()), first.logprobs_D, dict(metrics))
 
     def _streams(self, datums: Sequence[Datum], function: LossFunction) -> Iterator[TokenStream]:
-        items = [scored(index, datum, function) for index, datum in enumerate(datums)]
-        if self._model.joins_segments:
-            streams = micro_batches(items, self._settings.max_tokens(self._lora))
-        else:
-            streams = micro_batches(items, 0, share=False)
-        for stream in streams:
+        joins = self._model.joins_segments
+        for stream in lay_out(datums, function, self._settings.max_tokens(self._lora), joins=joins):
             if self._abandoned.is_set():
                 raise TrainingError("the pass was abandoned")
             yield stream

@@ -18,12 +18,14 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
+from crucible_train.errors import ModelError
 from crucible_train.losses import LossFunction
 from crucible_train.types import Datum
 
 NO_PARENT = -1
 # Shorter shared prefixes are computed twice: attention over a parent costs more than a few tokens save.
 MIN_SHARED_TOKENS = 16
+_MAX_PAIRS = 1 << 24  # losses read them as float32
 
 Ints = npt.NDArray[np.int64]
 
@@ -82,7 +84,10 @@ class TokenStream:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scored:
-    """One datum, cut after the last position that counts: what follows it is never computed."""
+    """One datum, cut after the last position that counts: what follows it is never computed.
+
+    Those with the same ``pair`` must stand in one stream; None stands wherever there is room.
+    """
 
     index: int
     tokens_N: Ints
@@ -90,13 +95,15 @@ class Scored:
     targets_S: Ints
     weights_S: npt.NDArray[np.float32]
     inputs_S: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    pair: int | None = None
 
 
 def scored(index: int, datum: Datum, function: LossFunction) -> Scored:
     """Take from a datum what the loss needs, at the positions that count.
 
     Raises:
-        ValueError: the datum lacks an input of the loss, or one of them does not have one axis.
+        ValueError: the datum lacks an input of the loss, one of them does not have one axis, or a pair's number is not
+            the same at every position or too large for float32.
     """
     given = datum.loss_fn_inputs
     missing = [name for name in ("target_tokens", *function.required) if name not in given]
@@ -120,7 +127,15 @@ def scored(index: int, datum: Datum, function: LossFunction) -> Scored:
         given["target_tokens"].to_numpy()[places].astype(np.int64),
         weights[places].astype(np.float32, copy=False),
         {name: given[name].to_numpy()[places].astype(np.float32, copy=False) for name in names},
+        None if function.coupled_by is None else _pair(index, given[function.coupled_by].to_numpy()),
     )
+
+
+def _pair(index: int, numbers_N: npt.NDArray[np.number]) -> int:
+    number = int(numbers_N[0]) if numbers_N.size else 0
+    if (numbers_N != number).any() or not 0 <= number < _MAX_PAIRS:
+        raise ValueError(f"datum {index}: pair must be one number, 0 to {_MAX_PAIRS - 1}, at every position")
+    return number
 
 
 def _weights(datum: Datum, function: LossFunction) -> npt.NDArray[np.float32]:
@@ -228,26 +243,53 @@ def _joined(arrays: Sequence[Ints]) -> Ints:
     return np.concatenate(arrays) if arrays else np.zeros(0, np.int64)
 
 
-def micro_batches(items: Sequence[Scored], max_tokens: int, *, share: bool = True) -> list[TokenStream]:
-    """Lay sequences out as streams of at most ``max_tokens`` positions; a longer sequence gets a stream of its own.
+def lay_out(datums: Sequence[Datum], function: LossFunction, max_tokens: int, *, joins: bool) -> list[TokenStream]:
+    """The streams of a pass; each sequence has one of its own where the model cannot compute several in one.
 
-    The order is fixed by the sequences alone: neighbours share the longest prefixes. It is cut where the fewest
-    positions have to be computed again; of such cuts, into the fewest streams; of those, into the most equal ones.
-    Which sequences stand together changes nothing but rounding, since losses are sums.
+    Raises:
+        ModelError: the loss needs pairs in one stream, and the model cannot have them there.
+        ValueError: a datum lacks an input of the loss.
     """
-    ordered = [item for item in items if item.tokens_N.size]
-    if share:
-        ordered.sort(key=lambda item: item.tokens_N.astype(">i8").tobytes())
+    items = [scored(index, datum, function) for index, datum in enumerate(datums)]
+    if joins:
+        return micro_batches(items, max_tokens)
+    if function.scope == "pair":
+        raise ModelError("model: it mixes tokens in other ways than attention, so it cannot be trained on pairs")
+    return micro_batches(items, 0, share=False)
+
+
+def micro_batches(items: Sequence[Scored], max_tokens: int, *, share: bool = True) -> list[TokenStream]:
+    """Lay sequences out as streams of at most ``max_tokens`` positions; what is longer gets a stream of its own.
+
+    The sequences of a pair stay together. The order is fixed by the sequences alone: neighbours share the longest
+    prefixes. It is cut where the fewest positions have to be computed again; of such cuts, into the fewest streams; of
+    those, into the most equal ones. Which pairs stand together changes nothing but rounding, since losses are sums.
+    """
+    units = _units([item for item in items if item.tokens_N.size], share=share)
+    ordered = [item for unit in units for item in unit]
     common = [shared_prefix(left.tokens_N, right.tokens_N) if share else 0 for left, right in pairwise(ordered)]
-    cuts = _cuts([int(item.tokens_N.size) for item in ordered], common, max_tokens)
+    ends = np.cumsum([len(unit) for unit in units], dtype=np.int64)
+    cuts = _cuts([int(item.tokens_N.size) for item in ordered], common, ends, max_tokens)
     return [build_stream(ordered[start:end], share=share) for start, end in pairwise(cuts)]
 
 
-def _cuts(lengths: Sequence[int], common: Sequence[int], max_tokens: int) -> list[int]:
+def _units(items: Sequence[Scored], *, share: bool) -> list[list[Scored]]:
+    """What must stay together, each sorted, and sorted by what stands first."""
+
+    def order(item: Scored) -> bytes:
+        return item.tokens_N.astype(">i8").tobytes()
+
+    together: dict[tuple[bool, int], list[Scored]] = {}
+    for item in sorted(items, key=order) if share else items:
+        together.setdefault((item.pair is None, item.index if item.pair is None else item.pair), []).append(item)
+    return list(together.values())
+
+
+def _cuts(lengths: Sequence[int], common: Sequence[int], unit_ends: Ints, max_tokens: int) -> list[int]:
     """Where sequences are cut into streams, 0 and their number included: the shortest path over all cuts.
 
     A stream costs the positions that are computed again for its first sequence, then 1, then the square of its size;
-    each outweighs all of the next.
+    each outweighs all of the next. What stands between two of ``unit_ends`` is not cut.
     """
     num = len(lengths)
     saved = np.array([0, *(one if one >= MIN_SHARED_TOKENS else 0 for one in common)], np.int64)
@@ -256,14 +298,14 @@ def _cuts(lengths: Sequence[int], common: Sequence[int], max_tokens: int) -> lis
     slack = np.cumsum(saved[:num] > 0) * (MIN_SHARED_TOKENS - 1)
     least, before = np.full(num + 1, np.inf), np.zeros(num + 1, np.int64)
     least[0] = 0
-    for first in range(num):
+    for first, unit_end in pairwise([0, *unit_ends.tolist()]):
         sizes = ends[first:] - ends[first] + lengths[first]
         most = int(np.searchsorted(sizes, max_tokens, "right"))
         sure = int(np.searchsorted(sizes + slack[first:] - slack[first], max_tokens, "right"))
-        count = max(1, _fitting(lengths[first : first + most], common[first:], sure, max_tokens))
-        shares = np.minimum(1, sizes[:count] / max(1, max_tokens))
+        count = max(unit_end - first, _fitting(lengths[first : first + most], common[first:], sure, max_tokens))
+        reached = unit_ends[(unit_ends > first) & (unit_ends <= first + count)]
+        shares = np.minimum(1, sizes[reached - first - 1] / max(1, max_tokens))
         costs = least[first] + (num + 1) * ((num + 1) * saved[first] + 1) + shares**2
-        reached = slice(first + 1, first + count + 1)
         is_less = costs < least[reached]
         before[reached] = np.where(is_less, first, before[reached])
         least[reached] = np.where(is_less, costs, least[reached])

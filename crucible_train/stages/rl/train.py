@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from crucible_train import checkpoints, files, terminal, wiring
+from crucible_train import files, terminal, wiring
 from crucible_train.config.redaction import redacted
 from crucible_train.config.sections import PeftConfig
 from crucible_train.loop.run import Cadence, TrainingRun
@@ -28,7 +28,7 @@ from crucible_train.stages.publishing import open_client, publish_weights, what_
 from crucible_train.stages.rl import logged_groups
 from crucible_train.stages.rl.evaluate import RESULTS, measured_as, tell_failure
 from crucible_train.stages.rl.problems import PROBLEM_CODE, PROBLEM_FIELDS, problem_set, sources
-from crucible_train.stages.train import RESULT, hardware_identity
+from crucible_train.stages.train import RESULT, hardware_identity, start_identity
 from crucible_train.trace import Trace
 from crucible_train.types import ArtifactRef, CrossEntropy, Datum, Hardware
 
@@ -80,15 +80,10 @@ class TrainRL(Stage[RLConfig]):
         temperature of the evaluation does only where problems are played while training.
         """
         deciding = {name: ref for name, ref in inputs.items() if name != "before"}
-        more = {"hardware": hardware_identity(self._hardware), "sources": sources(self.config)}
-        identity = super().identity(deciding) | more
-        start = self.config.checkpoint.resume_from_checkpoint
-        if start not in ("auto", "never"):
-            manifest = Path(start).expanduser() / checkpoints.MANIFEST
-            identity["start"] = files.sha256_file(manifest) if manifest.is_file() else start
+        more: dict[str, Any] = {"hardware": hardware_identity(self._hardware), "sources": sources(self.config)}
         if self.config.eval.num_step_problems:
-            identity["temperature"] = self.config.eval.temperature
-        return identity
+            more["temperature"] = self.config.eval.temperature
+        return super().identity(deciding) | more | start_identity(self.config)
 
     async def run(self, inputs: Mapping[str, Path], folder: Path) -> None:
         """Train, and put the published weights, the metrics, chosen groups and the result into ``folder``."""
