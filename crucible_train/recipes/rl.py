@@ -31,9 +31,9 @@ from crucible_train.loop.training import (
     TrainingLoop,
     TrainingResult,
     adam_params,
-    peak_rate,
     schedule_of,
 )
+from crucible_train.loop.training import peak_rate as supervised_rate
 from crucible_train.ports import SamplingClient, TrainingClient
 from crucible_train.rl.batch import (
     ScoredGroup,
@@ -62,6 +62,8 @@ from crucible_train.rl.sequences import with_input
 from crucible_train.seeds import fold
 from crucible_train.types import AdamParams, CrossEntropy, Datum
 
+# One batch's gradient is noisy, and answers that are sampled from a collapsed policy teach nothing.
+_SHARE_OF_SUPERVISED_RATE = 0.4
 T = TypeVar("T")
 ROLLOUTS_FILE = "rollouts.json"
 """What a checkpoint keeps of rollouts: which problem is next, and what is played but not trained on."""
@@ -84,7 +86,7 @@ class RLConfig(RunConfig):
         "~/.cache/crucible_train", "store of cached artifacts: a folder or any fsspec URL", advanced=True
     )
     data: ChatConfig = option(ChatConfig(), "chat format")
-    rollout: RolloutConfig = option(RolloutConfig(max_tokens=32), "limits and sampling of episodes")
+    rollout: RolloutConfig = option(RolloutConfig(), "limits and sampling of episodes")
     algorithm: AlgorithmConfig = option(AlgorithmConfig(), "how rewards become a gradient")
     schedule: ScheduleConfig = option(ScheduleConfig(), "when answers are sampled")
     peft: PeftConfig = option(PeftConfig(), "adapter")
@@ -160,9 +162,7 @@ async def train(
         Interrupted: somebody asked to stop; likewise.
     """
     num_steps = config.train.max_steps
-    schedule = schedule_of(
-        config.train, num_steps, peak_rate(config.train, config.peft, client.model_info().hidden_size)
-    )
+    schedule = schedule_of(config.train, num_steps, peak_rate(config, client.model_info().hidden_size))
     policy = _Policy(config, client, around)
     room = config.rollout.max_context or client.model_info().max_positions
     rollout = config.rollout.model_copy(update={"max_context": room})
@@ -216,6 +216,13 @@ async def train(
             is_whole=lambda: policy.is_whole,
         )
         return await loop.from_state(state, take_step, first_metrics)
+
+
+def peak_rate(config: RLConfig, hidden_size: int) -> float:
+    """The peak learning rate: as configured, or less than half of what supervised tuning takes."""
+    if config.train.learning_rate is not None:
+        return config.train.learning_rate
+    return float(f"{_SHARE_OF_SUPERVISED_RATE * supervised_rate(config.train, config.peft, hidden_size):.1e}")
 
 
 async def _with_more(pipeline: Pipeline, config: RLConfig) -> Sequence[TrajectoryGroup]:

@@ -135,8 +135,13 @@ class ScheduleConfig(Section):
 class RLOptimConfig(AdamConfig):
     """AdamW, its schedule and the size of a step."""
 
-    max_steps: int = option(40, "batches, 1 or more", ge=1)
-    groups_per_batch: int = option(8, "problems a batch, 1 or more", ge=1)
+    learning_rate: float | None = option(
+        None,
+        "peak rate, above 0; null: 8e-5 (4096 / hidden size)^0.8 for an adapter, a tenth of that without one",
+        gt=0,
+    )
+    max_steps: int = option(30, "batches, 1 or more", ge=1)
+    groups_per_batch: int = option(16, "problems a batch, 1 or more", ge=1)
     num_generations: int = option(8, "answers to each problem, 1 or more", ge=1)
 
 

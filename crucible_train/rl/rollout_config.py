@@ -12,7 +12,7 @@ class RolloutConfig(Section):
     """Limits and sampling of episodes. The answer that reaches a limit is still judged."""
 
     max_turns: int = option(16, "answers in an episode, 1 or more", ge=1)
-    max_tokens: int = option(256, "longest answer in tokens, 1 or more; one that is cut off ends the episode", ge=1)
+    max_tokens: int = option(128, "longest answer in tokens, 1 or more; one that is cut off ends the episode", ge=1)
     max_trajectory_tokens: int | None = option(
         None, "tokens of all answers of an episode together, 1 or more; null: no limit", ge=1, advanced=True
     )

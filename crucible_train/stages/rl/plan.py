@@ -7,8 +7,7 @@ from pathlib import Path
 from crucible_train import terminal, wiring
 from crucible_train.config.overrides import to_yaml
 from crucible_train.config.redaction import hide_secrets
-from crucible_train.loop.training import peak_rate
-from crucible_train.recipes.rl import RLConfig
+from crucible_train.recipes.rl import RLConfig, peak_rate
 from crucible_train.renderers import FastTokenizer
 from crucible_train.rl.problem_set import ProblemSet
 from crucible_train.stages.chain import Chain
@@ -89,7 +88,7 @@ def _show_cost(config: RLConfig, hardware: Hardware, description: Path) -> None:
     train, rollout = config.train, config.rollout
     answers = train.groups_per_batch * train.num_generations
     estimate = wiring.estimate(description, config.peft, config.engine, hardware, rollout.max_tokens, answers)
-    rate = peak_rate(train, config.peft, estimate.hidden_size)
+    rate = peak_rate(config, estimate.hidden_size)
     terminal.field(
         "training",
         f"{train.max_steps} steps of {train.groups_per_batch} problems x {train.num_generations} answers of up to "

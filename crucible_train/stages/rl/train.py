@@ -14,10 +14,10 @@ from crucible_train import files, terminal, wiring
 from crucible_train.config.redaction import redacted
 from crucible_train.config.sections import PeftConfig
 from crucible_train.loop.run import Cadence, TrainingRun
-from crucible_train.loop.training import TrainingResult, peak_rate
+from crucible_train.loop.training import TrainingResult
 from crucible_train.metrics_file import METRICS_FILE
 from crucible_train.ports import MetricsLogger, RunInfo, RunStatus, TrainingClient
-from crucible_train.recipes.rl import Reference, RLConfig, Surroundings, train
+from crucible_train.recipes.rl import Reference, RLConfig, Surroundings, peak_rate, train
 from crucible_train.renderers.record import RECORD_FILE
 from crucible_train.rl.batch import ScoredGroup
 from crucible_train.rl.config import RLEvalConfig
@@ -184,7 +184,7 @@ def _describe(config: RLConfig, client: TrainingClient, num_problems: int | None
         "train",
         f"{what_is_trained(config, model)}; {train_config.max_steps} steps of {train_config.groups_per_batch} x "
         f"{train_config.num_generations} answers to {of}, "
-        f"peak rate {peak_rate(train_config, config.peft, model.hidden_size):g}",
+        f"peak rate {peak_rate(config, model.hidden_size):g}",
     )
 
 
