@@ -73,7 +73,15 @@ DPO = Program(
 )
 
 
-PROGRAMS = {"sft": SFT, "rl": RL, "dpo": DPO}
+POST_TRAIN = Program(
+    "flows.post_train:post_train",
+    "crucible_train.recipes.post_train:PostTrainConfig",
+    "crucible_train.stages.post_train:check",
+    "crucible_train.stages.post_train:show_plan",
+)
+
+
+PROGRAMS = {"sft": SFT, "rl": RL, "dpo": DPO, "post_train": POST_TRAIN}
 
 
 def run_command(program: Program, argv: Sequence[str] | None = None) -> NoReturn:
@@ -130,6 +138,11 @@ def rl() -> NoReturn:
 def dpo() -> NoReturn:
     """Learning from preferences."""
     run_command(DPO)
+
+
+def post_train() -> NoReturn:
+    """A chain of methods."""
+    run_command(POST_TRAIN)
 
 
 def _answer(program: Program, command: Command[Any]) -> int:

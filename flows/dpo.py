@@ -26,6 +26,7 @@ from crucible_train.stages.chat_format import settled
 from crucible_train.stages.dpo.train import TrainDPO
 from flows.artifacts import publish_dpo
 from flows.stopping import stoppable
+from flows.trained import Trained
 from tasks.dpo import evaluate, package, prepare_data, reference, render, train
 from tasks.model import prepare_model
 
@@ -34,6 +35,11 @@ from tasks.model import prepare_model
 @stoppable
 async def dpo(config: DPOConfig = DPOConfig()) -> str:
     """Train a model on preferences and show what it gained; returns the run directory."""
+    return str((await learn_preferences(config)).run_dir)
+
+
+async def learn_preferences(config: DPOConfig) -> Trained:
+    """Learn from preferences, from the data set to the packaged model, as part of whatever flow runs."""
     started = time.monotonic()
     hardware = wiring.hardware(config.engine)
     terminal.field("machine", hardware.description)
@@ -61,4 +67,4 @@ async def dpo(config: DPOConfig = DPOConfig()) -> str:
     is_new = run_directory.finish(run_dir, folder, config, refs | {"package": packaged.ref}, hardware, seconds)
     await publish_dpo(folder)
     run_directory.report(run_dir, folder, is_new=is_new)
-    return str(run_dir)
+    return Trained(run_dir, model, trained, packaged.ref)
