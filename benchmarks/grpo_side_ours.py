@@ -17,9 +17,10 @@ from benchmarks.grpo_workload import Workload, reward
 from crucible_train import wiring
 from crucible_train.loop.run import TrainingRun
 from crucible_train.ports import RunInfo, TrainingClient
-from crucible_train.recipes.rl import RLConfig, Surroundings, train
+from crucible_train.recipes.rl import RLConfig, train
 from crucible_train.rl.environment import EnvGroupBuilder, StepResult, StopReason, Turn
 from crucible_train.rl.problem_set import Problem
+from crucible_train.rl.update import Surroundings
 from crucible_train.types import Hardware, Message, ModelInput, SamplingParams, TokensWithLogprobs
 
 

@@ -7,7 +7,7 @@ next answer, all are asked for at once, in the order of their seeds.
 """
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
@@ -27,6 +27,9 @@ class Seated(Protocol):
 
     def leave(self) -> None:
         """One has ended, and is waited for no longer."""
+
+    def step_of(self, params: SamplingParams) -> int:
+        """How many optimizer steps the weights had taken when they were asked for these answers; told once."""
 
 
 @dataclass(slots=True, eq=False)
@@ -57,9 +60,11 @@ def seats_of(client: SamplingClient, num_seats: int) -> Iterator[SamplingClient]
 class Lockstep:
     """A ``SamplingClient`` of episodes that are played together; ``seats_of`` gives each group its share of seats."""
 
-    def __init__(self, client: SamplingClient, num_seats: int) -> None:
-        """Wait for that many episodes."""
+    def __init__(self, client: SamplingClient, num_seats: int, now: Callable[[], int] = lambda: 0) -> None:
+        """Wait for that many episodes; ``now`` says how many optimizer steps the weights have taken."""
         self._client = client
+        self._now = now
+        self._steps: dict[int, int] = {}
         self._num_seats = num_seats
         self._waiting: list[_Asked] = []
         self._asking: set[asyncio.Task[None]] = set()
@@ -92,11 +97,16 @@ class Lockstep:
         """As the client does; nobody is waited for."""
         return await self._client.top_logprobs(model_input, k)
 
+    def step_of(self, params: SamplingParams) -> int:
+        """How many optimizer steps the weights had taken when they were asked for these answers; told once."""
+        return self._steps.pop(params.seed)
+
     def _ask_if_all_wait(self) -> None:
         if not self._waiting or len(self._waiting) < self._num_seats:
             return
         turn, self._waiting = sorted(self._waiting, key=lambda asked: asked.params.seed), []
         for asked in turn:
+            self._steps[asked.params.seed] = self._now()
             task = asyncio.ensure_future(self._ask(asked))
             self._asking.add(task)
             task.add_done_callback(self._asking.discard)
@@ -133,6 +143,10 @@ class Seats:
         if self.num_seats:
             self.num_seats -= 1
             self.lockstep.leave()
+
+    def step_of(self, params: SamplingParams) -> int:
+        """As the lockstep."""
+        return self.lockstep.step_of(params)
 
     async def sample(self, prompt: ModelInput, num_samples: int, params: SamplingParams) -> Answers:
         """Write continuations, once everybody waits for one."""

@@ -102,6 +102,11 @@ class Pipeline:
         self._next += num_problems
         return [group for group in groups if group is not None]
 
+    @property
+    def num_trained(self) -> int:
+        """How many problems are taken and trained on."""
+        return self._next_of_step
+
     def finish_step(self) -> None:
         """What was taken is trained on: it need not be kept any more."""
         self._next_of_step = self._next

@@ -22,7 +22,12 @@ class RolloutConfig(Section):
     max_context: int | None = option(
         None, "positions that a prompt and its answer take together, 2 or more; null: no limit", ge=2, advanced=True
     )
-    timeout_s: float | None = option(None, "seconds an episode may take, above 0; null: no limit", gt=0)
+    timeout_s: float | None = option(
+        None,
+        "seconds an episode may take, above 0; waiting with the others of its batch for answers is not counted; "
+        "null: no limit",
+        gt=0,
+    )
     temperature: float = option(1.0, "of the answers, 0 or more; 0 is greedy", ge=0)
     top_p: float = option(1.0, "of the answers, in (0, 1]", gt=0, le=1, advanced=True)
     top_k: int = option(0, "of the answers: most likely tokens kept, 0 or more; 0 keeps all", ge=0, advanced=True)

@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from crucible_train.errors import ConfigError, RolloutError
-from crucible_train.recipes.rl import Surroundings
+from crucible_train.rl.update import Surroundings
 from crucible_train.seeds import fold
 from tests.rl import toy
 from tests.rl.conftest import outcome_of, rows_of

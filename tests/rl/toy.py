@@ -17,9 +17,10 @@ from crucible_train.adapters.torch_local.backend import EngineSettings, LocalBac
 from crucible_train.adapters.torch_local.loading import Lora
 from crucible_train.loop.run import TrainingRun
 from crucible_train.loop.training import TrainingResult
-from crucible_train.recipes.rl import RLConfig, Surroundings, train
+from crucible_train.recipes.rl import RLConfig, train
 from crucible_train.rl.environment import EnvGroupBuilder, StepResult, StopReason, Turn
 from crucible_train.rl.problem_set import Problem
+from crucible_train.rl.update import Surroundings
 from crucible_train.seeds import generator
 from crucible_train.types import CrossEntropy, Datum, Hardware, Message, ModelInput, TokensWithLogprobs
 

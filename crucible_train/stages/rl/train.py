@@ -15,13 +15,14 @@ from crucible_train.config.redaction import redacted
 from crucible_train.config.sections import PeftConfig
 from crucible_train.loop.run import Cadence, TrainingRun
 from crucible_train.loop.training import TrainingResult
-from crucible_train.metrics_file import METRICS_FILE
+from crucible_train.metrics_file import METRICS_FILE, read_metrics
 from crucible_train.ports import MetricsLogger, RunInfo, RunStatus, TrainingClient
-from crucible_train.recipes.rl import Reference, RLConfig, Surroundings, peak_rate, train
+from crucible_train.recipes.rl import RLConfig, peak_rate, train
 from crucible_train.renderers.record import RECORD_FILE
 from crucible_train.rl.batch import ScoredGroup
 from crucible_train.rl.config import RLEvalConfig
 from crucible_train.rl.held_out import held_out_metrics, play_held_out
+from crucible_train.rl.update import Reference, Surroundings
 from crucible_train.stages.base import Stage
 from crucible_train.stages.chat_format import renderer_record
 from crucible_train.stages.publishing import open_client, publish_weights, what_is_trained
@@ -145,6 +146,7 @@ class TrainRL(Stage[RLConfig]):
             run.metrics.finish(status)
             logger.finish(status)
             trace.write(self._run_dir / TRACE)
+        _say_if_nothing_was_learnt(self._run_dir)
         return result
 
     @contextlib.asynccontextmanager
@@ -179,6 +181,8 @@ def _first_metrics(before: Path | None, num_watched: int) -> dict[str, float]:
 def _describe(config: RLConfig, client: TrainingClient, num_problems: int | None) -> None:
     """Say what is about to be trained, and how far."""
     model, train_config = client.model_info(), config.train
+    for note in config.notes:
+        terminal.field("note", note)
     of = "problems drawn without end" if num_problems is None else f"{num_problems:,} problems"
     terminal.field(
         "train",
@@ -186,6 +190,15 @@ def _describe(config: RLConfig, client: TrainingClient, num_problems: int | None
         f"{train_config.num_generations} answers to {of}, "
         f"peak rate {peak_rate(config, model.hidden_size):g}",
     )
+
+
+def _say_if_nothing_was_learnt(run_dir: Path) -> None:
+    if not any("optim/grad_norm" in record for record in read_metrics(run_dir)):
+        terminal.field(
+            "note",
+            "no step was taken: the answers to each problem were all rewarded alike, or there were none; see "
+            "sample/stop_* and reward/* in metrics.jsonl",
+        )
 
 
 def _report(line: str) -> None:
