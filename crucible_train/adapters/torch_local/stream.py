@@ -240,8 +240,8 @@ def micro_batches(items: Sequence[Scored], max_tokens: int, *, share: bool = Tru
 def _cuts(lengths: Sequence[int], common: Sequence[int], max_tokens: int) -> list[int]:
     """Where sequences are cut into streams, 0 and their number included: the shortest path over all cuts.
 
-    A stream costs the positions that are computed again for its first sequence, then 1, then the square of its size; each
-    outweighs all of the next.
+    A stream costs the positions that are computed again for its first sequence, then 1, then the square of its size;
+    each outweighs all of the next.
     """
     num = len(lengths)
     saved = np.array([0, *(one if one >= MIN_SHARED_TOKENS else 0 for one in common)], np.int64)
