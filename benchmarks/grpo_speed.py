@@ -153,25 +153,25 @@ def _measure(
     apart: dict[str, Any] | None = None
     path = folder / "workload.json"
     workload.write(path)
-        for name in sides:
-            load = record.load_average()
-            answers = {"answers": str(folder / "answers.json")}
-            if name in OURS:
-                found = _run(pythons["ours"], "ours", path, {"precision": OURS[name]}, workload.num_threads)
-            else:
-                found = _run(pythons["peers"], "trl", path, {**TRL[name], **answers}, workload.num_threads)
-            one = {"round": workload.seed, "side": name, **_rates(found["steps"][WARM_UP_STEPS:])}
-            one |= {"load_average_before": load, **found}
-            rounds.append(one)
-            print(
-                f"  round {workload.seed + 1}  {name:<22}{one['tokens_per_second']:>8.1f} tok/s"
-                f"{one['tokens_per_cpu_second']:>8.1f} tok/CPU-s{one['max_rss_mib'] / 1024:>7.2f} GiB"
-                f"   sampling {one['sampling_share_of_cpu']:.0%}   {one['num_tokens']:.0f} tokens   load {load}",
-                flush=True,
-            )
-            if name in TRL and not TRL[name].get("bf16") and check and apart is None:
-                again = _run(pythons["ours"], "ours", path, {"precision": "float32", **answers}, workload.num_threads)
-                apart = _apart(name, found["steps"], again["steps"])
+    for name in sides:
+        load = record.load_average()
+        answers = {"answers": str(folder / "answers.json")}
+        if name in OURS:
+            found = _run(pythons["ours"], "ours", path, {"precision": OURS[name]}, workload.num_threads)
+        else:
+            found = _run(pythons["peers"], "trl", path, {**TRL[name], **answers}, workload.num_threads)
+        one = {"round": workload.seed, "side": name, **_rates(found["steps"][WARM_UP_STEPS:])}
+        one |= {"load_average_before": load, **found}
+        rounds.append(one)
+        print(
+            f"  round {workload.seed + 1}  {name:<22}{one['tokens_per_second']:>8.1f} tok/s"
+            f"{one['tokens_per_cpu_second']:>8.1f} tok/CPU-s{one['max_rss_mib'] / 1024:>7.2f} GiB"
+            f"   sampling {one['sampling_share_of_cpu']:.0%}   {one['num_tokens']:.0f} tokens   load {load}",
+            flush=True,
+        )
+        if name in TRL and not TRL[name].get("bf16") and check and apart is None:
+            again = _run(pythons["ours"], "ours", path, {"precision": "float32", **answers}, workload.num_threads)
+            apart = _apart(name, found["steps"], again["steps"])
     return rounds, apart
 
 
