@@ -78,17 +78,21 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="grpo-speed-") as folder:
             workload = _workload(WORKLOADS[name], arguments, Path(folder))
             print(f"\ngrpo_speed-{name}: prompts of {sorted(map(len, workload.prompts))} tokens", flush=True)
-            rounds, apart = _measure(workload, sides, pythons, arguments.rounds, Path(folder))
-            summary = {"apart": apart, **_summary(rounds, sides)}
-            _print_summary(summary)
-            written = record.write(
-                f"grpo_speed-{name}{arguments.suffix}",
-                config=_config(name, arguments, workload, sides),
-                rounds=rounds,
-                summary=summary,
-                pythons=pythons,
-            )
-            print(f"written: {written.relative_to(record.ROOT)}", flush=True)
+            rounds: list[dict[str, Any]] = []
+            apart: dict[str, Any] | None = None
+            for turn in range(arguments.rounds):  # a record after each: what is stopped leaves whole rounds
+                more, found = _measure(replace(workload, seed=turn), sides, pythons, Path(folder), check=apart is None)
+                rounds, apart = [*rounds, *more], apart or found
+                summary = {"num_rounds": turn + 1, "apart": apart, **_summary(rounds, sides)}
+                written = record.write(
+                    f"grpo_speed-{name}{arguments.suffix}",
+                    config=_config(name, arguments, workload, sides),
+                    rounds=rounds,
+                    summary=summary,
+                    pythons=pythons,
+                )
+                _print_summary(summary)
+                print(f"written: {written.relative_to(record.ROOT)}", flush=True)
 
 
 def _arguments() -> argparse.Namespace:
@@ -142,33 +146,32 @@ def _questions(num: int) -> list[list[int]]:
 
 
 def _measure(
-    workload: Workload, sides: Sequence[str], pythons: Mapping[str, Path], num_rounds: int, folder: Path
+    workload: Workload, sides: Sequence[str], pythons: Mapping[str, Path], folder: Path, *, check: bool
 ) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
-    """All rounds of all sides, in turns, and how far ours and TRL's updates are apart on the same answers."""
+    """One turn of every side, and how far ours and TRL's updates are apart on the same answers."""
     rounds: list[dict[str, Any]] = []
     apart: dict[str, Any] | None = None
-    for turn in range(num_rounds):
-        path = folder / f"workload-{turn}.json"
-        replace(workload, seed=turn).write(path)
-        for name in sides:
-            load = record.load_average()
-            answers = {"answers": str(folder / "answers.json")}
-            if name in OURS:
-                found = _run(pythons["ours"], "ours", path, {"precision": OURS[name]}, workload.num_threads)
-            else:
-                found = _run(pythons["peers"], "trl", path, {**TRL[name], **answers}, workload.num_threads)
-            one = {"round": turn, "side": name, **_rates(found["steps"][WARM_UP_STEPS:])}
-            one |= {"load_average_before": load, **found}
-            rounds.append(one)
-            print(
-                f"  round {turn + 1}  {name:<22}{one['tokens_per_second']:>8.1f} tok/s"
-                f"{one['tokens_per_cpu_second']:>8.1f} tok/CPU-s{one['max_rss_mib'] / 1024:>7.2f} GiB"
-                f"   sampling {one['sampling_share_of_cpu']:.0%}   {one['num_tokens']:.0f} tokens   load {load}",
-                flush=True,
-            )
-            if name in TRL and not TRL[name].get("bf16") and apart is None:
-                again = _run(pythons["ours"], "ours", path, {"precision": "float32", **answers}, workload.num_threads)
-                apart = _apart(name, found["steps"], again["steps"])
+    path = folder / "workload.json"
+    workload.write(path)
+    for name in sides:
+        load = record.load_average()
+        answers = {"answers": str(folder / "answers.json")}
+        if name in OURS:
+            found = _run(pythons["ours"], "ours", path, {"precision": OURS[name]}, workload.num_threads)
+        else:
+            found = _run(pythons["peers"], "trl", path, {**TRL[name], **answers}, workload.num_threads)
+        one = {"round": workload.seed, "side": name, **_rates(found["steps"][WARM_UP_STEPS:])}
+        one |= {"load_average_before": load, **found}
+        rounds.append(one)
+        print(
+            f"  round {workload.seed + 1}  {name:<22}{one['tokens_per_second']:>8.1f} tok/s"
+            f"{one['tokens_per_cpu_second']:>8.1f} tok/CPU-s{one['max_rss_mib'] / 1024:>7.2f} GiB"
+            f"   sampling {one['sampling_share_of_cpu']:.0%}   {one['num_tokens']:.0f} tokens   load {load}",
+            flush=True,
+        )
+        if name in TRL and not TRL[name].get("bf16") and check and apart is None:
+            again = _run(pythons["ours"], "ours", path, {"precision": "float32", **answers}, workload.num_threads)
+            apart = _apart(name, found["steps"], again["steps"])
     return rounds, apart
 
 

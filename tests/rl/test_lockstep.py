@@ -7,8 +7,13 @@ from typing import Any
 
 import pytest
 
+from crucible_train.rl.environment import StopReason
 from crucible_train.rl.lockstep import Lockstep, seats_of
-from crucible_train.types import ModelInput, SamplingParams, TokensWithLogprobs
+from crucible_train.rl.message_env import MessageEnv, Reply
+from crucible_train.rl.rollout_config import RolloutConfig
+from crucible_train.rl.rollouts import rollout
+from crucible_train.types import Message, ModelInput, SamplingParams, TokensWithLogprobs
+from tests.rl.conftest import Scripted
 
 PROMPT = ModelInput.from_ints([1])
 
@@ -161,3 +166,50 @@ def test_a_client_without_lockstep_is_used_as_it_is() -> None:
     client = Asked(0)
     with seats_of(client, 5) as found:
         assert found is client
+
+
+def test_an_environment_that_hangs_costs_the_others_nothing(smollm2: Any) -> None:
+    """Waiting for others is not counted against an episode's time."""
+
+    class Slow(MessageEnv):
+        def __init__(self, renderer: Any, seconds: float) -> None:
+            super().__init__(renderer)
+            self._seconds = seconds
+
+        async def first_messages(self) -> Sequence[Message]:
+            return [Message("user", "go on")]
+
+        async def reply(self, answer: Any) -> Reply:
+            await asyncio.sleep(self._seconds)
+            if len(self.transcript()) > 4:
+                return Reply(1.0, (), StopReason.COMPLETED)
+            return Reply(messages=(Message("user", "go on"),))
+
+    async def run() -> list[StopReason]:
+        client = Scripted(smollm2, lambda _: "yes")
+        lockstep = Lockstep(client, 4)
+        config = RolloutConfig(timeout_s=0.5)
+
+        async def one(index: int) -> StopReason:
+            env = Slow(smollm2, 60.0 if index == 2 else 0.0)
+            with seats_of(lockstep, 1) as seat:
+                return (await rollout(env, seat, config, index, lambda: 0, problem=str(index))).reason
+
+        return await asyncio.wait_for(asyncio.gather(*(one(index) for index in range(4))), 30)
+
+    done = StopReason.COMPLETED
+    assert asyncio.run(run()) == [done, done, StopReason.TIMEOUT, done]
+
+
+def test_the_step_of_the_weights_is_that_of_the_asking() -> None:
+    async def run() -> list[int]:
+        now = [0]
+        lockstep = Lockstep(Asked(0), 2, lambda: now[0])
+        with seats_of(lockstep, 2) as seats:
+            first = asyncio.ensure_future(seats.sample(PROMPT, 1, params(0, 0)))
+            await asyncio.sleep(0)
+            now[0] = 5
+            await asyncio.gather(first, seats.sample(PROMPT, 1, params(1, 0)))
+            return [seats.step_of(params(0, 0)), seats.step_of(params(1, 0))]
+
+    assert asyncio.run(run()) == [5, 5]

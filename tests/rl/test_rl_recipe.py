@@ -1,6 +1,7 @@
 """The recipe on a real engine: it learns a toy task, the same way every time, and each option leaves its mark."""
 
 import asyncio
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -176,7 +177,8 @@ def test_streamed_parts_are_one_optimizer_step(trial: Any) -> None:
     fields = SHORT | {"schedule.mode": "streamed", "algorithm.normalisation": "sequence", "schedule.num_minibatches": 2}
     made, calls = calls_of(trial, fields | {"algorithm.remove_constant_groups": False})
     assert (calls["forward_backward"], calls["optim_step"]) == (6, 3)
-    whole = trial(fields | {"schedule.mode": "synchronous", "algorithm.remove_constant_groups": False}, "whole")
+    plain = SHORT | {"algorithm.normalisation": "sequence", "algorithm.remove_constant_groups": False}
+    whole = trial(plain, "whole")
     whole.run()
     for name in ("train/loss", "optim/grad_norm", "train/entropy"):
         assert column(made.run_dir, name) == pytest.approx(column(whole.run_dir, name), rel=1e-3, abs=1e-6)
@@ -452,3 +454,87 @@ def test_it_can_be_run_within_a_loop(trial: Any) -> None:
         return asyncio.all_tasks() - {asyncio.current_task()}
 
     assert asyncio.run(run()) == set()
+
+
+def test_a_baseline_over_the_batch_is_not_cut_by_substeps(trial: Any) -> None:
+    """With one answer a problem and a substep each, a mean over the substep alone would leave nothing to learn."""
+    fields = {"algorithm.advantage": "batch_mean", "train.num_generations": 1, "algorithm.num_substeps": 4}
+    judged = toy.Echoes(judge=lambda symbol, _tokens: float(symbol % 2))
+    made, calls = calls_of(trial, SHORT | {"train.groups_per_batch": 4} | fields, problems=judged)
+    assert calls["optim_step"] > 0
+    for _, groups in made.shown:
+        rewards = np.array([one.group.rewards_G[0] for one in groups])
+        expected = rewards - rewards.mean() if len(set(rewards.tolist())) > 1 else 0 * rewards
+        np.testing.assert_allclose([one.advantages_G[0] for one in groups], expected)
+
+
+def test_truncated_weights_leave_the_bounds_of_later_substeps_their_effect(trial: Any) -> None:
+    fields = {
+        "algorithm.loss": "ppo",
+        "algorithm.clip_low": 0.999,
+        "algorithm.clip_high": 1.001,
+        "algorithm.max_importance_weight": 2.0,
+        "algorithm.num_substeps": 4,
+        "train.groups_per_batch": 4,
+    }
+    made = trial(SHORT | fields)
+    made.run()
+    assert max(column(made.run_dir, "train/clip_fraction")) > 0.05
+
+
+def test_with_a_penalty_groups_that_are_rewarded_alike_are_kept(trial: Any) -> None:
+    fields = {"algorithm.kl_coef": 1.0, "algorithm.kl_in": "loss", "peft.use_peft": True}
+    made, calls = calls_of(trial, SHORT | fields, problems=toy.Echoes(judge=lambda _symbol, _tokens: 1.0))
+    assert calls["optim_step"] == calls["forward_backward"] == 3
+    assert set(column(made.run_dir, "train/num_groups")) == {float(len(made.shown[0][1]))}
+
+
+def test_staleness_counts_the_substeps_before(trial: Any) -> None:
+    """Four substeps of one batch: answers are 0, 1, 2 and 3 steps old when they are trained on, 1.5 in the mean."""
+    fields = {"algorithm.num_substeps": 4, "train.groups_per_batch": 4, "algorithm.loss": "ppo"}
+    made = trial(SHORT | fields)
+    made.run()
+    assert column(made.run_dir, "sample/staleness") == [1.5, 1.5, 1.5]
+
+
+def test_a_problem_that_cannot_be_made_stops_the_run_at_once(trial: Any) -> None:
+    class Broken(toy.Echoes):
+        def train(self, index: int) -> Any:
+            if index == 7:
+                raise RuntimeError("no such problem")
+            return super().train(index)
+
+    for mode in ("synchronous", "streamed"):
+        fields = {"schedule.mode": mode, "algorithm.normalisation": "sequence", "train.groups_per_batch": 8}
+        with pytest.raises(RuntimeError, match="no such problem"):
+            trial(SHORT | fields, mode, problems=Broken()).run()
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"rollout.temperature": 0.0}, "rollout.temperature"),
+        ({"schedule.max_steps_off_policy": 3}, "schedule.max_steps_off_policy"),
+        ({"schedule.num_minibatches": 2}, "schedule.num_minibatches"),
+        ({"algorithm.dro_beta": 0.1}, "algorithm.dro_beta"),
+        ({"algorithm.kl_in": "loss"}, "algorithm.kl_in"),
+        ({"algorithm.kl_estimator": "k3"}, "algorithm.kl_estimator"),
+        ({"algorithm.overlong_penalty": 0.5}, "algorithm.overlong_penalty"),
+        ({"rollout.num_tries": 5}, "rollout.num_tries"),
+        ({"rollout.on_error": "retry", "rollout.min_group_share": 0.9}, "rollout.min_group_share"),
+        (
+            {"algorithm.loss": "ppo", "algorithm.clip_high": 1.1, "algorithm.max_importance_weight": 2.0},
+            "algorithm.max_importance_weight",
+        ),
+    ],
+    ids=str,
+)
+def test_an_option_without_effect_is_refused_by_name(fields: dict[str, Any], field: str) -> None:
+    with pytest.raises(ValidationError, match=re.escape(field)):
+        toy.config_of(fields)
+
+
+def test_a_bent_distribution_is_told() -> None:
+    assert toy.config_of({}).notes == ()
+    (note,) = toy.config_of({"rollout.temperature": 0.7, "rollout.top_k": 20}).notes
+    assert note.startswith("rollout.temperature, rollout.top_k: ")
