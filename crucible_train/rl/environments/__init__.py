@@ -3,8 +3,8 @@
 import inspect
 import pkgutil
 import sys
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 from pydantic import ValidationError
 
@@ -23,6 +23,18 @@ ENVIRONMENTS: Mapping[str, str] = {
     "prompts": "crucible_train.rl.environments.prompts:Prompts",
     "reasoning_gym": "crucible_train.rl.environments.reasoning_gym:ReasoningGym",
 }
+
+
+@runtime_checkable
+class Identified(Protocol):
+    """Options whose problems or rewards stand on something that is neither ours nor a data set."""
+
+    def identity(self) -> Sequence[str]:
+        """What it is, so that another is told from it: digests, versions.
+
+        Raises:
+            ConfigError: it cannot be found.
+        """
 
 
 def options_of(name: str) -> type[Section]:
