@@ -207,6 +207,8 @@ EXEMPT: Mapping[str, str] = {
     "config.fields": "finds fields, whose values are in the key",
     "config.gathering": "words of errors; the values that come out are in the key",
     "config.redaction": "keeps secrets out of what is shown",
+    "config.sources": "words of errors",
+    "config.suggestions": "words of errors",
     "errors": "kinds of errors",
     "files": "moves bytes, and makes digests of them",
     "ports": "interfaces",
