@@ -11,13 +11,18 @@ from crucible_train.types import CISPO, DRO, GSPO, PPO, ImportanceSampling, Poli
 _CLIPPED: dict[str, type[PPO] | type[CISPO] | type[GSPO]] = {"ppo": PPO, "cispo": CISPO, "gspo": GSPO}
 
 
+Scalar = str | int | float | bool
+OptionValue = Scalar | list[Scalar] | dict[str, Scalar | list[Scalar] | None] | None
+"""What an option of an environment may be: ``{columns: {prompt: question}}`` names a mapping."""
+
+
 class EnvConfig(Section):
     """What the policy acts in."""
 
     name: str = option(
         "arithmetic", "environment: arithmetic, calculator, code, gsm8k, guess_the_number, prompts or reasoning_gym"
     )
-    options: dict[str, str | int | float | bool | list[str | int | float] | None] = option(
+    options: dict[str, OptionValue] = option(
         {}, "its options, by name; python -m crucible_train.rl.environments lists them"
     )
 

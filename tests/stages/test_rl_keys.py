@@ -1,6 +1,10 @@
 """The stages of reinforcement learning: each one's key holds the fields it reads, and no other."""
 
+import ast
+import importlib
+import sys
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -157,3 +161,96 @@ def test_a_data_set_of_the_environment_decides_by_its_content(tmp_path: Path) ->
         found.append(_keys(config))
     assert found[0] == found[2]
     assert {name for name in found[0] if found[0][name] != found[1][name]} == {"evaluate_rl", "train_rl"}
+
+
+def test_a_reward_function_decides_by_the_files_it_is_named_and_written_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    written, named = tmp_path / "reward_written.py", tmp_path / "reward_named.py"
+    named.write_text("from reward_written import judge\n")
+    config = _with({"env.name": "prompts", "env.options": {"reward": "reward_named:judge"}})
+    found = []
+    for text in ("1.0", "0.5", "1.0"):
+        written.write_text(f"def judge(prompt, text):\n    return {text}\n")
+        found.append(_keys(config))
+    named.write_text("from reward_written import judge  # again\n")
+    found.append(_keys(config))
+    for name in ("reward_named", "reward_written"):
+        monkeypatch.delitem(sys.modules, name)
+    assert found[0] == found[2]
+    for other in (found[1], found[3]):
+        assert {name for name in found[0] if found[0][name] != other[name]} == {"evaluate_rl", "train_rl"}
+
+
+def test_the_version_of_an_environments_library_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module("crucible_train.rl.environments.reasoning_gym")
+    found = []
+    for number in ("1", "2"):
+        monkeypatch.setattr(module, "version", lambda name, number=number: f"{name} {number}")
+        found.append(_keys(_with({"env.name": "reasoning_gym"})))
+    assert {name for name in found[0] if found[0][name] != found[1][name]} == {"evaluate_rl", "train_rl"}
+
+
+@pytest.mark.parametrize("stage", [EvaluateRL, TrainRL])
+def test_the_libraries_that_make_problems_and_tokens_are_in_the_key(stage: type[Stage[Any]]) -> None:
+    assert {"torch", "transformers", "numpy", "tokenizers", "jinja2", "pyarrow"} <= set(stage.libraries)
+
+
+# What problems and rewards import and no key holds, and why it decides nothing.
+EXEMPT: Mapping[str, str] = {
+    "crucible_train": "the version's number",
+    "adapters.hub": "fetches files, whose digests are in the key",
+    "adapters.reasons": "words of errors",
+    "config.base": "declares fields, whose values are in the key",
+    "config.complaints": "words of errors",
+    "config.fields": "finds fields, whose values are in the key",
+    "config.gathering": "words of errors; the values that come out are in the key",
+    "config.redaction": "keeps secrets out of what is shown",
+    "config.sources": "words of errors",
+    "config.suggestions": "words of errors",
+    "errors": "kinds of errors",
+    "files": "moves bytes, and makes digests of them",
+    "ports": "interfaces",
+    "terminal": "shows lines",
+}
+
+
+def _modules() -> dict[str, Path]:
+    root = Path(crucible_train.__file__).parent
+    found = {}
+    for path in root.rglob("*.py"):
+        words = path.relative_to(root).with_suffix("").parts
+        found[".".join(words[:-1] if words[-1] == "__init__" else words) or "crucible_train"] = path
+    return found
+
+
+MODULES = _modules()
+
+
+def _imports(name: str) -> set[str]:
+    """The modules of crucible_train that one imports, wherever in its text."""
+    found = set()
+    for node in ast.walk(ast.parse(MODULES[name].read_text(encoding="utf-8"))):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+        if isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{one}" for one in names] + [str(node.module)]
+        ours = (one.removeprefix("crucible_train.") for one in names if one.split(".")[0] == "crucible_train")
+        found |= {one for one in ours if one in MODULES}
+    return found
+
+
+def _is_part(name: str, of: Any) -> bool:
+    return any(name == whole or name.startswith(f"{whole}.") for whole in of)
+
+
+@pytest.mark.parametrize("stage", [EvaluateRL, TrainRL])
+def test_all_code_that_makes_problems_and_rewards_is_in_the_key_or_exempt(stage: type[Stage[Any]]) -> None:
+    waiting = {name for name in MODULES if _is_part(name, ("rl", "adapters.row_store"))}
+    seen: set[str] = set()
+    while waiting:
+        seen |= waiting
+        walked = (name for name in waiting if not _is_part(name, EXEMPT))
+        waiting = set(chain.from_iterable(map(_imports, walked))) - seen
+    assert len(seen) > 60
+    assert sorted(name for name in seen if not _is_part(name, (*stage.code, *EXEMPT))) == []

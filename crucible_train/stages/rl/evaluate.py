@@ -11,7 +11,7 @@ from crucible_train.rl.held_out import held_out_metrics, play_held_out
 from crucible_train.rl.rollout_config import RolloutConfig
 from crucible_train.stages.base import Stage
 from crucible_train.stages.publishing import open_client
-from crucible_train.stages.rl.problems import PROBLEM_CODE, PROBLEM_FIELDS, problem_set, sources
+from crucible_train.stages.rl.problems import PROBLEM_CODE, PROBLEM_FIELDS, PROBLEM_LIBRARIES, problem_set, sources
 from crucible_train.stages.train import hardware_identity
 from crucible_train.types import ArtifactRef, Hardware
 
@@ -33,7 +33,7 @@ class EvaluateRL(Stage[RLConfig]):
     )
     uses = ("engine",)
     code = (*PROBLEM_CODE, "stages.rl.problems", "stages.publishing", "adapters.torch_local")
-    libraries = ("torch", "transformers", "peft")
+    libraries = ("torch", "transformers", "peft", *PROBLEM_LIBRARIES)
 
     def __init__(self, config: RLConfig, hardware: Hardware) -> None:
         """Measure on this hardware."""

@@ -7,13 +7,27 @@ from crucible_train import wiring
 from crucible_train.ports import Tokenizer
 from crucible_train.recipes.rl import RLConfig
 from crucible_train.renderers import Renderer, get_renderer
-from crucible_train.rl.environments import problems, read_options
+from crucible_train.rl.environments import Identified, problems, read_options
 from crucible_train.rl.problem_set import ProblemSet
 from crucible_train.stages.chat_format import renderer_spec
 
 PROBLEM_FIELDS = ("seed", "env", "data.renderer", "data.renderer_options")
 """What decides which problems there are."""
-PROBLEM_CODE = ("rl", "renderers", "types", "seeds", "evaluation.scorers", "data", "stages.chat_format")
+PROBLEM_CODE = (
+    "rl",
+    "renderers",
+    "types",
+    "seeds",
+    "evaluation",
+    "data",
+    "sandbox",
+    "adapters.row_store",
+    "config.sections",
+    "stages.chat_format",
+)
+"""What makes problems and judges answers."""
+PROBLEM_LIBRARIES = ("numpy", "tokenizers", "jinja2", "pyarrow")
+"""What draws problems, and makes tokens of them; an environment's own library is in ``sources``."""
 
 
 def problem_set(config: RLConfig, model_dir: Path, tokenizer: Tokenizer) -> ProblemSet:
@@ -34,10 +48,15 @@ def renderer_of(config: RLConfig, model_dir: Path, tokenizer: Tokenizer) -> Rend
 
 
 def sources(config: RLConfig) -> Sequence[str]:
-    """The digests of the data sets that the environment's options name: their content decides the problems.
+    """What decides the problems and rewards beside the options and our code.
+
+    The digests of the data sets that the environment's options name, as ``sources``, and what else the options say that
+    they stand on, as ``identity()``: the source of a function, or the version of a library.
 
     Raises:
-        DataError: there is none of that name.
+        ConfigError: a function or a library cannot be found.
+        DataError: there is no data set of that name.
     """
     store, options = wiring.dataset_store(), read_options(config.env.name, config.env.options)
-    return [store.describe(source).sha256 for source in getattr(options, "sources", ())]
+    digests = [store.describe(source).sha256 for source in getattr(options, "sources", ())]
+    return [*digests, *options.identity()] if isinstance(options, Identified) else digests

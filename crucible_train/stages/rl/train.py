@@ -28,7 +28,7 @@ from crucible_train.stages.chat_format import renderer_record
 from crucible_train.stages.publishing import open_client, publish_weights, what_is_trained
 from crucible_train.stages.rl import logged_groups
 from crucible_train.stages.rl.evaluate import RESULTS, measured_as, tell_failure
-from crucible_train.stages.rl.problems import PROBLEM_CODE, PROBLEM_FIELDS, problem_set, sources
+from crucible_train.stages.rl.problems import PROBLEM_CODE, PROBLEM_FIELDS, PROBLEM_LIBRARIES, problem_set, sources
 from crucible_train.stages.train import RESULT, hardware_identity, start_identity
 from crucible_train.trace import Trace
 from crucible_train.types import ArtifactRef, CrossEntropy, Datum, Hardware
@@ -65,7 +65,7 @@ class TrainRL(Stage[RLConfig]):
         "stages.publishing",
         "adapters.torch_local",
     )
-    libraries = ("torch", "transformers", "peft")
+    libraries = ("torch", "transformers", "peft", *PROBLEM_LIBRARIES)
 
     def __init__(self, config: RLConfig, hardware: Hardware, run_dir: Path) -> None:
         """Train on this hardware in this run directory."""
