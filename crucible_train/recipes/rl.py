@@ -78,7 +78,10 @@ class RLConfig(RunConfig):
         algorithm, train = self.algorithm, self.train
         if self.schedule.mode == "streamed":
             if algorithm.normalisation == "token":
-                raise ValueError("algorithm.normalisation: streamed needs sequence or constant: tokens are not counted")
+                raise ValueError(
+                    "algorithm.normalisation: with schedule.mode=streamed give sequence or constant; how many tokens a "
+                    "batch has is known only when all of it is sampled"
+                )
             if algorithm.advantage == "batch_mean" or algorithm.max_resampling_rounds or algorithm.num_substeps > 1:
                 raise ValueError(
                     "schedule.mode: streamed goes with neither algorithm.advantage=batch_mean nor "

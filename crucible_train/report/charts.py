@@ -121,4 +121,9 @@ def _line(axes: Axes, records: Sequence[Record], name: str, colour: str, label: 
     points = [(record["step"], record[name]) for record in records if name in record]
     if points:
         steps, values = zip(*points, strict=True)
-        axes.plot(steps, values, color=colour, label=label, linewidth=1.6, marker=marker, markersize=5)
+        axes.plot(steps, values, color=colour, label=label, linewidth=1.6, marker=marker or _dot(steps), markersize=5)
+
+
+def _dot(steps: Sequence[int]) -> str:
+    """A single value is a point: a line through it would not be seen."""
+    return "o" if len(steps) == 1 else ""

@@ -19,12 +19,8 @@ OptionValue = Scalar | list[Scalar] | dict[str, Scalar | list[Scalar] | None] | 
 class EnvConfig(Section):
     """What the policy acts in."""
 
-    name: str = option(
-        "arithmetic", "environment: arithmetic, calculator, code, gsm8k, guess_the_number, prompts or reasoning_gym"
-    )
-    options: dict[str, OptionValue] = option(
-        {}, "its options, by name; python -m crucible_train.rl.environments lists them"
-    )
+    name: str = option("arithmetic", "one of those that python -m crucible_train.rl.environments lists")
+    options: dict[str, OptionValue] = option({}, "its options, by name; the same command lists them")
 
 
 class ChatConfig(ChatFormatConfig):

@@ -124,7 +124,8 @@ class FiniteProblems(Generic[T]):
         items: all of them.
         key: what makes two of them the same.
         build: makes of one what is played.
-        held_out: how many of them are held out, drawn by the seed; or others that are held out in their stead.
+        held_out: how many of them are held out, drawn by the seed, but at most half of them; or others that are held
+            out in their stead.
         seed: decides what is held out, and the order of each pass.
 
     Raises:
@@ -144,7 +145,7 @@ class FiniteProblems(Generic[T]):
         different = {key(item): item for item in reversed(items)}
         if isinstance(held_out, int):
             keys = list(reversed(different))
-            order = generator(seed, "held out").permutation(len(keys))[:held_out]
+            order = generator(seed, "held out").permutation(len(keys))[: min(held_out, len(keys) // 2)]
             kept_back = {keys[place]: different[keys[place]] for place in order.tolist()}
         else:
             kept_back = {key(item): item for item in held_out}

@@ -27,7 +27,9 @@ class PromptSource(Section):
     columns: dict[str, str] = option({}, "renames before reading: our column name -> the file's", advanced=True)
     max_rows: int | None = option(None, "read only this many rows, 1 or more; null reads all", ge=1, advanced=True)
     held_out_dataset: str | None = option(None, "another data set, whose prompts are held out; null: num_held_out is")
-    num_held_out: int = option(64, "prompts that are held out where no data set of them is named, 0 or more", ge=0)
+    num_held_out: int = option(
+        64, "prompts that are held out where no data set of them is named, 0 or more; at most half of them are", ge=0
+    )
 
     @property
     def sources(self) -> tuple[str, ...]:

@@ -240,12 +240,14 @@ class Update:
 
     def _timings(self) -> dict[str, float]:
         seconds = time.monotonic() - self.started
+        # sampled ahead: their time is that of other steps
+        sample_s = self.sample_s if self.sample_s > 0.01 * seconds else seconds
         num_sampled = sum(one.num_sampled_tokens for group in self.groups for one in group.trajectories_G)
         num_trained, train_s = sum(datum.num_tokens for datum in self.datums), max(1e-9, seconds - self.sample_s)
         return {
             "time/step_s": seconds,
             "time/sample_s": self.sample_s,
             "time/train_s": train_s,
-            "perf/sampled_tokens_per_second": num_sampled / max(1e-9, self.sample_s),
+            "perf/sampled_tokens_per_second": num_sampled / max(1e-9, sample_s),
             "perf/tokens_per_second": num_trained / train_s,
         }

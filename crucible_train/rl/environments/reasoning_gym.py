@@ -95,7 +95,8 @@ def _marked(text: str) -> str:
 
 
 def _missing(error: ImportError) -> ConfigError:
-    return ConfigError(f"env.name: reasoning_gym: {error}; run: pip install 'crucible-train[rl-tasks]'")
+    advice = 'run in the checkout: pip install -c constraints.txt -e ".[rl-tasks]"'
+    return ConfigError(f"env.name: reasoning_gym: {error}; {advice}")
 
 
 def _task(options: ReasoningGymOptions) -> Any:

@@ -51,6 +51,7 @@ class EvaluateRL(Stage[RLConfig]):
         client = await open_client(config, inputs["model"], self._hardware, folder / "unused", inputs.get("trained"))
         try:
             held_out = problem_set(config, inputs["model"], client.tokenizer()).held_out
+            terminal.field("playing", f"{len(held_out)} held-out problems")
             played = await play_held_out(
                 client.sampling_client(), held_out, measured_as(config), config.seed, tell_failure
             )
