@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from crucible_train.config.base import Section
 from crucible_train.config.fields import tree_of
+from crucible_train.recipes.dpo import DPOConfig
 from crucible_train.recipes.sft import SFTConfig
 
 ROOT = Path(__file__).parents[2]
@@ -114,7 +116,8 @@ def test_a_file_is_named_for_what_it_holds_and_can_be_read_in_one_go(path: Path)
     assert len(path.read_text(encoding="utf-8").splitlines()) <= MAX_LINES
 
 
-def test_every_field_of_the_configuration_is_read() -> None:
+@pytest.mark.parametrize("config", [SFTConfig, DPOConfig])
+def test_every_field_of_the_configuration_is_read(config: type[Section]) -> None:
     """Somewhere outside the configuration itself, as an attribute."""
     read = {
         node.attr
@@ -123,7 +126,7 @@ def test_every_field_of_the_configuration_is_read() -> None:
         for node in ast.walk(_tree(path))
         if isinstance(node, ast.Attribute)
     }
-    assert {leaf.name for leaf in tree_of(SFTConfig).leaves.values()} - read == set()
+    assert {leaf.name for leaf in tree_of(config).leaves.values()} - read == set()
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=_name)
