@@ -1,7 +1,7 @@
 """TRL's side of the DPO speed benchmark: its DPOTrainer. Runs in the peers' environment.
 
-Options: ``pairs`` (a micro-batch), ``bf16`` (autocast), ``checkpointing``. The pairs come tokenised, and the reference is
-precomputed (``precompute_ref_log_probs``) before the stopwatch starts.
+Options: ``pairs`` (a micro-batch), ``bf16`` (autocast), ``checkpointing``. The pairs come tokenised, and the reference
+is precomputed (``precompute_ref_log_probs``) before the stopwatch starts.
 """
 
 import json
@@ -22,7 +22,7 @@ from benchmarks.sft_side_trl import StepEnds, tokenizer
 
 
 class Watched(DPOTrainer):
-    """Adds up the losses of a step's micro-batches, and starts the stopwatch when training does."""
+    """Adds up the losses of a step's micro-batches."""
 
     total = 0.0
 

@@ -5,8 +5,8 @@
 
 All sides begin with the same saved weights and train the same pairs in every optimizer step, with the same AdamW. They
 take turns (ABCABC...), each time in a fresh process. The losses of every step must agree to 1e-4 (relative) between all
-float32 sides, or nothing is recorded. The first step of each process is a warm-up. Tokens are those of both sequences of
-a pair, prompts counted twice, padding not. Each pair of shape and training becomes
+float32 sides, or nothing is recorded. The first step of each process is a warm-up. Tokens are those of both sequences
+of a pair, prompts counted twice, padding not. Each pair of shape and training becomes
 ``results/dpo_speed-<shape>-<training>.json``.
 """
 

@@ -92,7 +92,7 @@ class Trial:
     def config(self) -> DPOConfig:
         sections: dict[str, Any] = {
             "preference": {},
-            "peft": {"lora_r": 4, "lora_alpha": 8.0},
+            "peft": {"lora_r": 8, "lora_alpha": 32.0},
             "train": {"learning_rate": 0.02, "max_steps": 24, "per_device_train_batch_size": 8},
             "eval": {"eval_steps": 12},
             "checkpoint": {"save_steps": 4, "save_minutes": 0.0},
