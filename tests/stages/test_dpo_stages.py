@@ -117,7 +117,7 @@ def test_a_checkpoint_that_was_trained_against_another_reference_is_refused(
         (["data.format=labelled"], "sigmoid compares two completions, and labelled rows have one; take kto"),
         (["eval.metric_for_best_model=eval/nll"], "'eval/nll' is not measured; measured are eval/accuracy"),
         (
-            [
+            ["loss_type=simpo", "metric_for_best_model=eval/kl", "checkpoint.load_best_model_at_end=true"],
                 "preference.loss_type=simpo",
                 "eval.metric_for_best_model=eval/kl",
                 "checkpoint.load_best_model_at_end=true",
