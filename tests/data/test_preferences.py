@@ -244,7 +244,7 @@ def test_a_side_that_is_too_long_sets_the_pair_aside(prepared: Prepare, smollm2:
     assert summary["bad_rows"] == {"too_long": 1}
     assert quarantined(out)[0][1].startswith("rejected: ")
     assert len(RenderedPreferences(out / TRAIN)) == 1
-    with pytest.raises(DataError, match="rejected: .* tokens are more than data.max_length=150"):
+    with pytest.raises(DataError, match=r"rejected: .* tokens are more than data\.max_length=150"):
         rendered(folder, smollm2, tmp_path, eval_split=0, max_length=150)
 
 
