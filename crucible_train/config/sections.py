@@ -72,7 +72,7 @@ class PreferenceDataConfig(ChatFormatConfig):
         {}, "renames before reading: our column name -> the file's, e.g. {chosen: better}", advanced=True
     )
     eval_split: Annotated[float, Ge(0), Lt(1)] | str = option(
-        0.1, "held-out share of the prompts in [0, 1), or the path of another data set"
+        0.2, "held-out share of the prompts in [0, 1), or the path of another data set"
     )
     max_rows: int | None = option(None, "read only this many rows, 1 or more; null reads all", ge=1, advanced=True)
     max_length: int = option(2048, "longest conversation in tokens, 2 or more; a longer one is a bad row", ge=2)

@@ -91,7 +91,7 @@ class DPOOptimConfig(AdamConfig):
 class DPOEvalConfig(Section):
     """What is measured on held-out preferences, while training and at its end."""
 
-    eval_steps: StepsOrShare = option(0.25, "evaluate every N steps, or every share of the run; 0 at the end only")
+    eval_steps: StepsOrShare = option(0.5, "evaluate every N steps, or every share of the run; 0 at the end only")
     metric_for_best_model: str = option("eval/loss", "metric that chooses the best checkpoint", advanced=True)
     greater_is_better: bool | None = option(
         None, "whether that metric is to rise; null: scores are, losses are not", advanced=True
