@@ -17,8 +17,8 @@ class Limits:
         output_bytes: standard output and standard error together.
         value_bytes: the JSON of one returned value.
         file_bytes: one file.
-        folder_bytes: all files that have a name in its folder, together. One that has lost its name while it is open or
-            mapped is not counted: docs/sandbox.md says what bounds those.
+        folder_bytes: all files of its folder together. One that has lost its name while it is open or mapped counts
+            only where we are root and may trace: docs/sandbox.md says what bounds those elsewhere.
         num_files: files and folders in its folder; they may be nested 32 deep.
         num_open: open descriptors.
         num_threads: threads; there is always exactly one process.
