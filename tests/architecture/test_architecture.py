@@ -26,7 +26,7 @@ WRITERS = {
 PICKLES = frozenset({"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"})
 VAGUE = frozenset({"utils", "util", "helpers", "helper", "common", "misc"})
 MAX_LINES = 400
-CONFIGURATIONS: tuple[type[Section], ...] = (SFTConfig, RLConfig)
+CONFIGURATIONS: tuple[type[Section], ...] = (SFTConfig, RLConfig, DPOConfig)
 
 
 def _name(path: Path) -> str:

@@ -39,9 +39,8 @@ def config(tiny_model: Path, tmp_path: Path) -> Callable[..., DPOConfig]:
 def test_a_run_and_what_is_done_again(
     config: Callable[..., DPOConfig], run_flow: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from flows.dpo import dpo
 
-    first = run_flow(config(), dpo)
+    first = run_flow(config())
     assert first.tasks == [(name, FOUND if name == "prepare model" else MADE) for name in ORDER], first.printed
     assert "24 preferences, pairs (chosen, rejected); set aside: 2 equal_sides" in first.printed
     (run_dir,) = (tmp_path / "runs").iterdir()
@@ -62,7 +61,7 @@ def test_a_run_and_what_is_done_again(
     assert "tags: [crucible-train, dpo]" in (run_dir / "model" / "README.md").read_text()
     assert len((run_dir / "quarantine.jsonl").read_text().splitlines()) == 2
 
-    again = run_flow(config(), dpo)
+    again = run_flow(config())
     assert again.tasks == [(name, FOUND) for name in ORDER]
 
     capsys.readouterr()
@@ -75,9 +74,8 @@ def test_a_run_and_what_is_done_again(
 def test_a_loss_without_a_reference_computes_none(
     config: Callable[..., DPOConfig], run_flow: Callable[..., Any], tmp_path: Path
 ) -> None:
-    from flows.dpo import dpo
 
-    found = run_flow(config("preference.loss_type=simpo", "train.max_steps=2"), dpo)
+    found = run_flow(config("preference.loss_type=simpo", "train.max_steps=2"))
     assert [name for name, _ in found.tasks] == [name for name in ORDER if name != "reference"], found.printed
     (metrics,) = (tmp_path / "runs").glob("*/metrics.jsonl")
     records = [json.loads(line) for line in metrics.read_text().splitlines()]
