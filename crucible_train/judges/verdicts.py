@@ -98,6 +98,12 @@ class PositionBias:
     bias: float
     flip_share: float
 
+    def joined(self, more: "PositionBias") -> "PositionBias":
+        """Over the pairs of both."""
+        num = max(1, self.num + more.num)
+        bias = (self.num * self.bias + more.num * more.bias) / num
+        return PositionBias(self.num + more.num, bias, (self.num * self.flip_share + more.num * more.flip_share) / num)
+
 
 def position_bias(judgements: Sequence[Judgement]) -> PositionBias:
     """How far order decides what was judged; nothing where nothing was."""

@@ -15,7 +15,8 @@ class EnvConfig(Section):
     """What the policy acts in."""
 
     name: str = option(
-        "arithmetic", "environment: arithmetic, calculator, code, gsm8k, guess_the_number, prompts or reasoning_gym"
+        "arithmetic",
+        "environment: arithmetic, calculator, code, gsm8k, guess_the_number, preference, prompts or reasoning_gym",
     )
     options: dict[str, str | int | float | bool | list[str | int | float] | None] = option(
         {}, "its options, by name; python -m crucible_train.rl.environments lists them"
