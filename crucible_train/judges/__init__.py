@@ -2,13 +2,14 @@
 
 from crucible_train.judges.both_orders import Asked, judged, judged_alone
 from crucible_train.judges.by_label import LabelJudge
-from crucible_train.judges.by_reward import RewardJudge, RewardModel
+from crucible_train.judges.by_reward import SCALAR_HEAD, RewardJudge, RewardModel, reward_input
 from crucible_train.judges.comparisons import LABELS, Comparison, Label, comparison_of
 from crucible_train.judges.rendering import ComparisonRenderer
 from crucible_train.judges.verdicts import Belief, Judge, Judgement, PositionBias, PreferenceModel, position_bias
 
 __all__ = [
     "LABELS",
+    "SCALAR_HEAD",
     "Asked",
     "Belief",
     "Comparison",
@@ -25,4 +26,5 @@ __all__ = [
     "judged",
     "judged_alone",
     "position_bias",
+    "reward_input",
 ]

@@ -17,6 +17,9 @@ from crucible_train.judges.verdicts import Belief, Judgement
 from crucible_train.renderers import Renderer, TrainOnWhat
 from crucible_train.types import Message, ModelInput
 
+SCALAR_HEAD = "scalar_head.safetensors"
+"""The file beside a model's weights that makes it a reward model: ``weight`` (X,)."""
+
 
 @runtime_checkable
 class RewardModel(Protocol):

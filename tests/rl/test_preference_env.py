@@ -2,14 +2,20 @@
 
 import asyncio
 import json
+import math
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from crucible_train import wiring
+from crucible_train.config.sections import PeftConfig
 from crucible_train.errors import ConfigError, DataError, ModelError
+from crucible_train.judges import SCALAR_HEAD, RewardJudge
 from crucible_train.recipes.rl import RLConfig
+from crucible_train.renderers import get_renderer
 from crucible_train.rl.environments import problems
 from crucible_train.stages.rl.evaluate import EvaluateRL
 from crucible_train.stages.rl.problems import opened, sources
@@ -132,6 +138,34 @@ def test_a_stage_measures_with_the_model_before_training_or_a_named_one(tmp_path
     again.mkdir()
     asyncio.run(EvaluateRL(config, HARDWARE).run({"model": tiny_model}, again))
     assert (again / "results.jsonl").read_bytes() == (folder / "results.jsonl").read_bytes()
+
+
+def test_a_judge_with_a_scalar_head_gives_rewards(tmp_path, tiny_model):
+    """Its score is tanh of half the difference of rewards, the same in both orders."""
+    judge = shutil.copytree(tiny_model, tmp_path / "judge")
+    head = np.linspace(-1, 1, 16, dtype=np.float32)
+    save_file({"weight": head}, judge / SCALAR_HEAD)
+    source, folder = rows(tmp_path, completion="xx"), tmp_path / "out"
+    folder.mkdir()
+    config = config_of(source, tiny_model, judge=str(judge), judge_renderer="smollm2")
+    asyncio.run(EvaluateRL(config, HARDWARE).run({"model": tiny_model}, folder))
+    line = json.loads((folder / "results.jsonl").read_text().splitlines()[0])
+    *asked, answer = [Message.of(message) for message in line["messages"]]
+
+    async def expected():
+        tokenizer = wiring.tokenizer(judge)
+        settings = (PeftConfig(use_peft=False), config.engine, HARDWARE, tmp_path)
+        model = wiring.reward_model(judge, *settings, name="judge", seed=0)
+        try:
+            both = await RewardJudge(model, get_renderer("smollm2", tokenizer)).rewards(
+                asked, [answer, Message("assistant", "xx")]
+            )
+        finally:
+            await model.close()
+        return math.tanh((both[0] - both[1]) / 2)
+
+    assert line["parts"]["preferred"] == pytest.approx(asyncio.run(expected()), abs=1e-5)
+    assert line["parts"]["preferred"] != 0
 
 
 def test_nothing_is_loaded_before_an_answer_is_judged(tmp_path, tiny_model, monkeypatch):

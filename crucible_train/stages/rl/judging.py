@@ -9,7 +9,16 @@ from typing import Self
 from crucible_train import terminal, wiring
 from crucible_train.config.sections import EngineConfig, PeftConfig
 from crucible_train.errors import ConfigError
-from crucible_train.judges import ComparisonRenderer, Judge, Judgement, LabelJudge, PositionBias, position_bias
+from crucible_train.judges import (
+    SCALAR_HEAD,
+    ComparisonRenderer,
+    Judge,
+    Judgement,
+    LabelJudge,
+    PositionBias,
+    RewardJudge,
+    position_bias,
+)
 from crucible_train.ports import TrainingClient
 from crucible_train.renderers import FastTokenizer, Renderer, renderer_for
 from crucible_train.rl.environments.preference import JudgeSource
@@ -93,13 +102,23 @@ class OpenedJudge:
         if server is not None:
             client = wiring.sampling_client(server, renderer.tokenizer, _tell)
             return LabelJudge(client, ComparisonRenderer(renderer), alone=False)
-        comparing = ComparisonRenderer(renderer)
-        self._client = await in_thread(self._load, folder)
-        return LabelJudge(self._client.sampling_client(), comparing)
-
-    def _load(self, folder: Path) -> TrainingClient:
         peft, unused = PeftConfig(use_peft=False), folder / "unused"
-        return wiring.training_client(folder, peft, self._engine, self._hardware, unused, name="judge", seed=0)
+        if (folder / SCALAR_HEAD).is_file():
+
+            def load_with_head() -> RewardJudge:
+                self._client = model = wiring.reward_model(
+                    folder, peft, self._engine, self._hardware, unused, name="judge", seed=0
+                )
+                return RewardJudge(model, renderer)
+
+            return await in_thread(load_with_head)
+        comparing = ComparisonRenderer(renderer)
+
+        def load() -> TrainingClient:
+            return wiring.training_client(folder, peft, self._engine, self._hardware, unused, name="judge", seed=0)
+
+        self._client = await in_thread(load)
+        return LabelJudge(self._client.sampling_client(), comparing)
 
 
 def _named(options: JudgeSource) -> tuple[Path, Renderer]:
