@@ -14,7 +14,7 @@ import numpy as np
 from crucible_train.errors import ConfigError
 from crucible_train.judges.rendering import ComparisonRenderer
 from crucible_train.judges.verdicts import Belief, Judgement
-from crucible_train.ports import SamplingClient
+from crucible_train.ports import NextTokenScorer, SamplingClient
 from crucible_train.types import Message, ModelInput
 
 
@@ -53,11 +53,16 @@ class LabelJudge:
 
     async def _belief(self, prompt: ModelInput) -> Belief:
         labels = self._renderer.label_ids
-        asked = (self._client.compute_logprobs(prompt.append_ints([token])) for token in labels.values())
-        scored = await asyncio.gather(*asked)
-        logprobs = np.array([found[-1] for found in scored], dtype=np.float64)  # nan where there is none
+        logprobs = np.array(await self._scored(prompt, list(labels.values())), dtype=np.float64)  # nan for None
         if not np.isfinite(logprobs).all():
             raise ConfigError(f"judge: the model gives the labels the log-probabilities {logprobs.tolist()}")
         shares = np.exp(logprobs - logprobs.max())
         by_label = dict(zip(labels, (shares / shares.sum()).tolist(), strict=True))
         return Belief(by_label["A"], by_label["B"], by_label["Tie"])
+
+    async def _scored(self, prompt: ModelInput, tokens: Sequence[int]) -> Sequence[float | None]:
+        """The log-probability of each token after a prompt."""
+        if isinstance(self._client, NextTokenScorer):
+            return await self._client.next_logprobs(prompt, tokens)
+        scored = await asyncio.gather(*(self._client.compute_logprobs(prompt.append_ints([token])) for token in tokens))
+        return [found[-1] for found in scored]

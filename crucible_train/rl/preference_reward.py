@@ -4,15 +4,13 @@ An answer's reward is its mean over all comparisons it is in: 1 where it is pref
 other is. Asking in both orders takes away what a model gives for a place.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 
-from crucible_train.judges import Asked, Judgement, PreferenceModel, judged
+from crucible_train.judges import Asked, PreferenceModel, judged
 from crucible_train.rl.environment import Trajectory
 from crucible_train.rl.prompts import GroupReward, Prompt
 from crucible_train.types import Message
-
-OnJudged = Callable[[Sequence[Judgement]], None]
 
 
 async def preference_rewards(
@@ -20,7 +18,6 @@ async def preference_rewards(
     prompt: Sequence[Message],
     trajectories_G: Sequence[Trajectory],
     scale: float = 1.0,
-    on_judged: OnJudged = lambda _judgements: None,
 ) -> Sequence[float]:
     """What each answer of a group is worth beside the others, from -scale to scale; all pairs are asked at once.
 
@@ -29,7 +26,6 @@ async def preference_rewards(
         prompt: what was answered.
         trajectories_G: the answers; compared is the last message of each.
         scale: what it is worth to be preferred to all.
-        on_judged: told of every pair's judgement.
 
     Raises:
         ValueError: a comparison is not between -1 and 1, or an episode has no answer.
@@ -37,7 +33,6 @@ async def preference_rewards(
     answers = [_answer(trajectory) for trajectory in trajectories_G]
     pairs = [*combinations(range(len(answers)), 2)]
     found = await judged(compare, prompt, [(answers[a], answers[b]) for a, b in pairs])
-    on_judged(found)
     sums = [0.0] * len(answers)
     for (a, b), judgement in zip(pairs, found, strict=True):
         sums[a] += judgement.score
@@ -45,11 +40,11 @@ async def preference_rewards(
     return [scale * total / max(len(answers) - 1, 1) for total in sums]
 
 
-def by_preference(compare: Asked, scale: float = 1.0, on_judged: OnJudged = lambda _judgements: None) -> GroupReward:
+def by_preference(compare: Asked, scale: float = 1.0) -> GroupReward:
     """``preference_rewards`` as the group reward of prompts from a data set."""
 
     async def reward(prompt: Prompt, trajectories_G: Sequence[Trajectory]) -> Sequence[float]:
-        return await preference_rewards(compare, prompt.messages, trajectories_G, scale, on_judged)
+        return await preference_rewards(compare, prompt.messages, trajectories_G, scale)
 
     return reward
 
@@ -60,4 +55,4 @@ def _answer(trajectory: Trajectory) -> Message:
     return trajectory.messages[-1]
 
 
-__all__ = ["Asked", "OnJudged", "PreferenceModel", "by_preference", "preference_rewards"]
+__all__ = ["Asked", "PreferenceModel", "by_preference", "preference_rewards"]

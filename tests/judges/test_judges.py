@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crucible_train.adapters.torch_local.backend import EngineSettings, LocalBackend
@@ -74,6 +74,7 @@ PARTS = st.tuples(*[st.floats(0, 1)] * 3).filter(lambda parts: sum(parts) > 1e-3
 BELIEFS = PARTS.map(lambda parts: Belief(*(part / sum(parts) for part in parts)))
 
 
+@settings(deadline=None)
 @given(BELIEFS, BELIEFS)
 def test_swapping_the_answers_turns_the_judgement_round(first, second):
     found, turned = Judgement(first, second), Judgement(second.of_swapped(), first.of_swapped())
@@ -88,6 +89,7 @@ def test_swapping_the_answers_turns_the_judgement_round(first, second):
         assert max(first.tie, second.tie) < 0.5
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-700, 0), min_size=3, max_size=3))
 def test_any_log_probabilities_are_normalised_over_the_labels(comparing, logprobs):
     [found] = ask(LabelJudge(Labels(comparing, lambda a, b: logprobs), comparing), ("x", "y"))

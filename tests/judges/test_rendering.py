@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crucible_train.errors import ConfigError, RenderError
@@ -68,6 +68,7 @@ def test_what_is_written(comparing):
 TEXT = st.text(st.sampled_from("ab> \n:AB") | st.characters(codec="utf-8"), max_size=30)
 
 
+@settings(deadline=None)
 @given(TEXT, TEXT, TEXT)
 def test_no_answer_can_pass_for_another(comparing, question, a, b):
     [message] = comparing.messages(asked(question), said(a), said(b))
@@ -75,6 +76,7 @@ def test_no_answer_can_pass_for_another(comparing, question, a, b):
     assert answer_in(message.text, "B") == b
 
 
+@settings(deadline=None)
 @given(st.sampled_from(LABELS), st.integers(0, 2**32), st.integers(0, 9))
 def test_order_is_by_seed_and_labels_follow_it(label, seed, index):
     one = Comparison(asked("q"), said("x"), said("y"), label)
