@@ -8,12 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from crucible_train.adapters.torch_local import scoring
 from crucible_train.adapters.torch_local.backend import EngineSettings, LocalBackend
 from crucible_train.errors import ConfigError
-from crucible_train.judges import Belief, Judge, Judgement, LabelJudge, RewardJudge, judged, position_bias
+from crucible_train.judges import Belief, Comparison, Judge, Judgement, LabelJudge, RewardJudge, judged, position_bias
 from crucible_train.judges.by_reward import reward_input
 from crucible_train.renderers import FastTokenizer
-from crucible_train.types import Hardware
+from crucible_train.types import AdamParams, CrossEntropy, Datum, Hardware, ModelInput, TensorData
 from tests.judges.conftest import Labels, asked, said
 
 ALWAYS_A = (0.0, -math.inf, -math.inf)
@@ -146,28 +147,77 @@ def test_a_reward_is_read_where_the_answer_ends(smollm2):
 # The engine -----------------------------------------------------------------------------------------------------------
 
 
-def test_on_the_engine_a_group_reads_what_it_shares_once(comparing, tiny_model, tmp_path):
-    """The judge's numbers are the model's own log-probabilities, and do not depend on what is asked beside."""
+@pytest.fixture
+def backend(tiny_model, tmp_path):
     settings = EngineSettings(Hardware("cpu", "float32", 1), tmp_path)
-    backend = LocalBackend(tiny_model, FastTokenizer.from_folder(tiny_model), settings, None)
-    try:
-        judge = LabelJudge(backend.sampling_client(), comparing)
-        pairs = [("four", "five"), ("four", "six"), ("five", "six")]
-        together = ask(judge, *pairs)
-        for (a, b), found in zip(pairs, together, strict=True):
-            prompt = comparing.judging_prompt(asked("q"), said(a), said(b))
-            logprobs = [
-                asyncio.run(backend.compute_logprobs(prompt.append_ints([token])))[-1]
-                for token in comparing.label_ids.values()
-            ]
-            shares = np.exp(logprobs) / np.exp(logprobs).sum()
-            assert [found.first.a, found.first.b, found.first.tie] == pytest.approx(shares.tolist(), abs=1e-5)
+    made = LocalBackend(tiny_model, FastTokenizer.from_folder(tiny_model), settings, None)
+    yield made
+    asyncio.run(made.close())
 
-        async def beside():
-            return await asyncio.gather(
-                *(judged(judge, asked("q"), [(said(a), said(b)) for a, b in pairs]) for _ in range(3))
-            )
 
-        assert [list(one) for one in asyncio.run(beside())] == [together] * 3
-    finally:
-        asyncio.run(backend.close())
+def test_on_the_engine_scores_are_the_models_and_depend_on_nothing_beside(comparing, backend):
+    judge = LabelJudge(backend.sampling_client(), comparing)
+    pairs = [("four", "five"), ("four", "six"), ("five", "six")]
+    together = ask(judge, *pairs)
+    for (a, b), found in zip(pairs, together, strict=True):
+        prompt = comparing.judging_prompt(asked("q"), said(a), said(b))
+        logprobs = [
+            asyncio.run(backend.compute_logprobs(prompt.append_ints([token])))[-1]
+            for token in comparing.label_ids.values()
+        ]
+        shares = np.exp(logprobs) / np.exp(logprobs).sum()
+        assert [found.first.a, found.first.b, found.first.tie] == pytest.approx(shares.tolist(), abs=1e-5)
+
+    async def beside():
+        texts = [(said(a), said(b)) for a, b in pairs]
+        return await asyncio.gather(*(judged(judge, asked("q"), texts) for _ in range(3)))
+
+    assert [list(one) for one in asyncio.run(beside())] == [together] * 3
+
+
+def test_a_group_reads_what_its_prompts_share_once(comparing, backend, monkeypatch):
+    """Six prompts of three labels each: the labels cost nothing, and the common beginning is computed once."""
+    computed, scored = [], []
+    hidden = scoring._hidden
+
+    def counted(model, stream, rows_S):
+        computed.append(stream.num_tokens)
+        scored.append(len(rows_S))
+        return hidden(model, stream, rows_S)
+
+    monkeypatch.setattr(scoring, "_hidden", counted)
+    answers = ["the first answer", "the second", "third"]
+    pairs = [(answers[0], answers[1]), (answers[0], answers[2]), (answers[1], answers[2])]
+    ask(LabelJudge(backend.sampling_client(), comparing), *pairs)
+    prompts = [comparing.judging_prompt(asked("q"), said(x), said(y)) for a, b in pairs for x, y in ((a, b), (b, a))]
+    alone = sum(prompt.length for prompt in prompts)
+    assert sum(computed) < alone / 2
+    assert sum(scored) < alone / 2 + 3 * len(prompts)
+
+
+@pytest.mark.parametrize("label", ["A", "Tie"])
+def test_examples_teach_what_the_judge_reads(comparing, backend, label):
+    """Trained on nothing but ties it finds ties; on the first answer whatever it is, it has that bias."""
+
+    def datum(example):
+        ids, weights_T = example
+        tokens = ids.to_array()
+        inputs = {"target_tokens": TensorData(tokens[1:].astype(np.int64), "int64")}
+        return Datum(ModelInput.from_ints(tokens[:-1]), inputs | {"weights": TensorData(weights_T[1:], "float32")})
+
+    conversations = [comparing.conversation(Comparison(asked("q"), said(f"{n}"), said("x"), label)) for n in range(3)]
+    datums = [datum(comparing._example(conversation)) for conversation in conversations]
+
+    async def train():
+        for _ in range(12):
+            await backend.forward_backward(datums, CrossEntropy())
+            await backend.optim_step(AdamParams(learning_rate=2e-2))
+
+    asyncio.run(train())
+    [found] = ask(LabelJudge(backend.sampling_client(), comparing), ("7", "8"))
+    assert found.verdict == "Tie"
+    if label == "Tie":
+        assert found.tie > 0.9
+    else:
+        assert found.bias > 0.9
+        assert found.flips
