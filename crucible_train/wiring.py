@@ -16,12 +16,14 @@ import numpy.typing as npt
 from crucible_train.config.sections import EngineConfig, PeftConfig
 from crucible_train.config.server import ServerConfig
 from crucible_train.errors import ConfigError
+from crucible_train.judges import RewardModel
 from crucible_train.ports import BlobStore, DatasetStore, MetricsLogger, SamplingClient, Tokenizer, TrainingClient
 from crucible_train.types import Datum, Estimate, Hardware, PreferenceLoss
 
 if TYPE_CHECKING:
     from crucible_train.adapters.torch_local.backend import EngineSettings
     from crucible_train.adapters.torch_local.loading import Lora
+    from crucible_train.adapters.torch_local.reward_backend import RewardBackend
 
 T = TypeVar("T")
 
@@ -81,6 +83,27 @@ def training_client(
     settings = _engine_settings(engine, hardware, state_dir, seed)
     client = LocalBackend(model_dir, tokenizer(model_dir), settings, _lora(peft), adapter=adapter, name=name)
     return conforming(client, TrainingClient, "training client")
+
+
+def reward_model(
+    model_dir: Path,
+    peft: PeftConfig,
+    engine: EngineConfig,
+    hardware: Hardware,
+    state_dir: Path,
+    *,
+    name: str,
+    seed: int,
+    adapter: Path | None = None,
+) -> "RewardBackend":
+    """The local engine with a scalar head, the one beside ``adapter`` or the model where there is one."""
+    from crucible_train.adapters.torch_local.reward_backend import RewardBackend
+
+    settings = _engine_settings(engine, hardware, state_dir, seed)
+    made = RewardBackend(model_dir, tokenizer(model_dir), settings, _lora(peft), adapter, name)
+    conforming(made, TrainingClient, "reward model")
+    conforming(made, RewardModel, "reward model")
+    return made
 
 
 def sampling_client(server: ServerConfig, tokenizer: Tokenizer, report: Callable[[str], None]) -> SamplingClient:

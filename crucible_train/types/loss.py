@@ -185,6 +185,15 @@ class SimPO(PreferenceLoss):
 
 
 @dataclass(frozen=True, slots=True)
+class BradleyTerry:
+    """``-log sigmoid(r_chosen - r_rejected)`` over pairs (Bradley and Terry, 1952), for models with a scalar head.
+
+    Datums come in pairs: the chosen one, then the rejected one. A datum's reward is read at its last position; where
+    the chosen one gives ``weights`` (N,), the last of them multiplies the pair's loss.
+    """
+
+
+@dataclass(frozen=True, slots=True)
 class CustomLoss:
     """Any differentiable function of the targets' log-probabilities.
 
@@ -195,7 +204,7 @@ class CustomLoss:
     function: Callable[[Sequence[Any], Sequence[Mapping[str, Any]]], tuple[Any, Mapping[str, float]]]
 
 
-Loss = CrossEntropy | PolicyLoss | PreferenceLoss | CustomLoss
+Loss = CrossEntropy | PolicyLoss | PreferenceLoss | BradleyTerry | CustomLoss
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ import pytest
 
 from crucible_train.config.base import Section
 from crucible_train.config.fields import tree_of
+from crucible_train.recipes.dpo import DPOConfig
 from crucible_train.recipes.rl import RLConfig
 from crucible_train.recipes.sft import SFTConfig
 

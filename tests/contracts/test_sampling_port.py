@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from crucible_train import wiring
-from crucible_train.ports import SamplingClient, TrainingClient
+from crucible_train.ports import NextTokenScorer, SamplingClient, TrainingClient
 from crucible_train.types import AdamParams, CrossEntropy, Datum, ModelInput, SamplingParams, TensorData
 
 KINDS: dict[str, Any] = {
@@ -159,6 +159,15 @@ def test_a_conversation_goes_on_as_if_read_afresh(client: SamplingClient) -> Non
     (further,) = sample(client, SamplingParams(6, seed=5), prompt=after)
     scored = asyncio.run(client.compute_logprobs(after.append_ints(further.tokens)))
     np.testing.assert_allclose(further.logprobs, scored[after.length :], atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["vllm", "sglang", "llama.cpp"])
+def test_a_next_token_is_scored_as_at_the_end_of_a_sequence(kind: str, request: pytest.FixtureRequest) -> None:
+    client = request.getfixturevalue(KINDS[kind])
+    assert isinstance(client, NextTokenScorer)
+    found = asyncio.run(client.next_logprobs(PROMPT, [7, 300, 40_000]))
+    np.testing.assert_allclose(found, last_logprobs(client, PROMPT, [7, 300, 40_000]), atol=1e-4)
+    assert asyncio.run(client.next_logprobs(PROMPT, [])) == []
 
 
 @pytest.mark.parametrize(

@@ -129,6 +129,24 @@ class OpenAICompatibleSampler:
             raise ServerError(f"{server.dialect.name} did not give the log-probability of every token of a prompt")
         return [None, *found[1:]]
 
+    async def next_logprobs(self, prompt: ModelInput, tokens: Sequence[int]) -> Sequence[float]:
+        """The log-probability of each of some tokens as the one after ``prompt``.
+
+        Raises:
+            ConfigError: this server scores no prompts.
+            ServerError: the server gives no answer that can be used.
+        """
+        server, link = await self._found()
+        inputs = [self._ids(prompt.append_ints([token])) for token in tokens]
+        if _scoring(server) == "forced":
+            return await _all(self._score(link, before, token) for *before, token in inputs)
+        return await _all(self._last(ids) for ids in inputs)
+
+    async def _last(self, ids: Sequence[int]) -> float:
+        last = (await self.compute_logprobs(ModelInput.from_ints(ids)))[-1]
+        assert last is not None
+        return last
+
     async def top_logprobs(self, model_input: ModelInput, k: int) -> Sequence[Sequence[tuple[int, float]] | None]:
         """The ``k`` most likely tokens at each position given those before it, as (id, log-probability).
 

@@ -13,6 +13,7 @@ from crucible_train.config.gathering import Gathering
 from crucible_train.config.sources import Place
 from crucible_train.config.suggestions import nearest
 from crucible_train.errors import ConfigError
+from crucible_train.judges import Asked
 from crucible_train.ports import DatasetStore
 from crucible_train.renderers import Renderer
 from crucible_train.rl.problem_set import ProblemSet
@@ -23,6 +24,7 @@ ENVIRONMENTS: Mapping[str, str] = {
     "code": "crucible_train.rl.environments.code:Code",
     "gsm8k": "crucible_train.rl.environments.gsm8k:Gsm8k",
     "guess_the_number": "crucible_train.rl.environments.guess_the_number:GuessTheNumber",
+    "preference": "crucible_train.rl.environments.preference:Preference",
     "prompts": "crucible_train.rl.environments.prompts:Prompts",
     "reasoning_gym": "crucible_train.rl.environments.reasoning_gym:ReasoningGym",
 }
@@ -66,6 +68,7 @@ def problems(
     renderer: Renderer,
     seed: int,
     store: DatasetStore | None = None,
+    judge: Asked | None = None,
 ) -> ProblemSet:
     """The problems of a name.
 
@@ -75,6 +78,7 @@ def problems(
         renderer: the model's chat format.
         seed: decides which problems there are, which are held out, and their order.
         store: reads data sets, for those that stand on one.
+        judge: compares answers, for those that are judged so.
 
     Raises:
         ConfigError: the name or an option is wrong, or a library is missing.
@@ -83,7 +87,8 @@ def problems(
     kind = _find(name)
     read = options if isinstance(options, Section) else read_options(name, options)
     needed = inspect.signature(kind).parameters
-    made: ProblemSet = kind(read, renderer, seed, **({"store": store} if "store" in needed else {}))
+    given = {name: value for name, value in (("store", store), ("judge", judge)) if name in needed}
+    made: ProblemSet = kind(read, renderer, seed, **given)
     return made
 
 

@@ -11,7 +11,7 @@ from crucible_train.rl.held_out import held_out_metrics, play_held_out
 from crucible_train.rl.rollout_config import RolloutConfig
 from crucible_train.stages.base import Stage
 from crucible_train.stages.publishing import open_client
-from crucible_train.stages.rl.problems import PROBLEM_CODE, PROBLEM_FIELDS, PROBLEM_LIBRARIES, problem_set, sources
+from crucible_train.stages.rl.problems import PROBLEM_CODE, PROBLEM_FIELDS, PROBLEM_LIBRARIES, opened, sources
 from crucible_train.stages.train import hardware_identity
 from crucible_train.types import ArtifactRef, Hardware
 
@@ -50,11 +50,11 @@ class EvaluateRL(Stage[RLConfig]):
         config = self.config
         client = await open_client(config, inputs["model"], self._hardware, folder / "unused", inputs.get("trained"))
         try:
-            held_out = problem_set(config, inputs["model"], client.tokenizer()).held_out
-            terminal.field("playing", f"{len(held_out)} held-out problems")
-            played = await play_held_out(
-                client.sampling_client(), held_out, measured_as(config), config.seed, tell_failure
-            )
+            async with opened(config, inputs["model"], client.tokenizer(), self._hardware) as problems:
+                terminal.field("playing", f"{len(problems.held_out)} held-out problems")
+                played = await play_held_out(
+                    client.sampling_client(), problems.held_out, measured_as(config), config.seed, tell_failure
+                )
         finally:
             await client.close()
         rows = [one.to_json() for one in played]

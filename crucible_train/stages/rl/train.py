@@ -22,13 +22,14 @@ from crucible_train.renderers.record import RECORD_FILE
 from crucible_train.rl.batch import ScoredGroup
 from crucible_train.rl.config import RLEvalConfig
 from crucible_train.rl.held_out import held_out_metrics, play_held_out
+from crucible_train.rl.problem_set import ProblemSet
 from crucible_train.rl.update import Reference, Surroundings
 from crucible_train.stages.base import Stage
 from crucible_train.stages.chat_format import renderer_record
 from crucible_train.stages.publishing import open_client, publish_weights, what_is_trained
 from crucible_train.stages.rl import logged_groups
 from crucible_train.stages.rl.evaluate import RESULTS, measured_as, tell_failure
-from crucible_train.stages.rl.problems import PROBLEM_CODE, PROBLEM_FIELDS, PROBLEM_LIBRARIES, problem_set, sources
+from crucible_train.stages.rl.problems import PROBLEM_CODE, PROBLEM_FIELDS, PROBLEM_LIBRARIES, opened, sources
 from crucible_train.stages.train import RESULT, hardware_identity, start_identity
 from crucible_train.trace import Trace
 from crucible_train.types import ArtifactRef, CrossEntropy, Datum, Hardware
@@ -92,8 +93,11 @@ class TrainRL(Stage[RLConfig]):
         logger = wiring.metrics_logger(config.report_to, terminal.say)
         client = await open_client(config, inputs["model"], self._hardware, self._run_dir / "checkpoints")
         try:
-            async with self._reference(client, inputs["model"]) as reference:
-                result = await self._train(client, reference, logger, inputs)
+            async with (
+                self._reference(client, inputs["model"]) as reference,
+                opened(config, inputs["model"], client.tokenizer(), self._hardware) as problems,
+            ):
+                result = await self._train(client, problems, reference, logger, inputs)
         finally:
             await client.close()
         publish_weights(
@@ -109,10 +113,14 @@ class TrainRL(Stage[RLConfig]):
         files.write_json(folder / RESULT, asdict(result))
 
     async def _train(
-        self, client: TrainingClient, reference: Reference | None, logger: MetricsLogger, inputs: Mapping[str, Path]
+        self,
+        client: TrainingClient,
+        problems: ProblemSet,
+        reference: Reference | None,
+        logger: MetricsLogger,
+        inputs: Mapping[str, Path],
     ) -> TrainingResult:
         config, num_steps = self.config, self.config.train.max_steps
-        problems = problem_set(config, inputs["model"], client.tokenizer())
         watched = problems.held_out[: config.eval.num_step_problems]
         trace = Trace()
 
