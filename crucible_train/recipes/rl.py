@@ -9,7 +9,7 @@
 Axes: P problems of a batch, G answers to a problem, D datums.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Self
 
@@ -100,11 +100,15 @@ class RLConfig(RunConfig):
             raise ValueError(
                 "algorithm.max_importance_weight: with it and one substep every ratio is 1, and no bound has an effect"
             )
-        self._refuse_idle()
         return self
 
-    def _refuse_idle(self) -> None:
-        """Refuse an option that was set where another one keeps it from having an effect."""
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of this choice."""
+        return (*self._idle(), *self._bent())
+
+    def _idle(self) -> Iterator[str]:
+        """Options that were set where another one keeps them from having an effect."""
         algorithm, rollout, schedule = self.algorithm, self.rollout, self.schedule
         idle = {
             "schedule.max_steps_off_policy": (schedule.mode != "off_policy", "schedule.mode is not off_policy"),
@@ -123,20 +127,18 @@ class RLConfig(RunConfig):
             section, _, name = path.partition(".")
             values = getattr(self, section)
             if is_idle and getattr(values, name) != type(values).model_fields[name].default:
-                raise ValueError(f"{path}: it has no effect, since {why}; remove it")
+                yield f"{path} has no effect, since {why}"
 
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What a user should know of this choice."""
+    def _bent(self) -> Iterator[str]:
+        """Ways of sampling that make answers come from another distribution than the one that is trained."""
         rollout = self.rollout
         bent = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
         changed = [f"rollout.{name}" for name, plain in bent.items() if getattr(rollout, name) != plain]
-        if not changed:
-            return ()
-        return (
-            f"{', '.join(changed)}: answers come from another distribution than the one that is trained, whose ratio "
-            "and divergence are those at temperature 1: the gradient is biased",
-        )
+        if changed:
+            yield (
+                f"{', '.join(changed)}: answers come from another distribution than the one that is trained, whose "
+                "ratio and divergence are those at temperature 1: the gradient is biased"
+            )
 
 
 async def train(

@@ -34,6 +34,8 @@ def show_plan(config: RLConfig) -> None:
     sys.stdout.write(hide_secrets(to_yaml(config)) + "\n")
     hardware = wiring.hardware(config.engine)
     terminal.field("machine", hardware.description)
+    for note in config.notes:
+        terminal.field("note", note)
     source = at_hand(config.model)
     chain = Chain(config.cache_dir)
     config = _look(chain, config, hardware, source)
