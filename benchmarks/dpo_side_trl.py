@@ -22,9 +22,12 @@ from benchmarks.sft_side_trl import StepEnds, tokenizer
 
 
 class Watched(DPOTrainer):
-    """Adds up the losses of a step's micro-batches."""
+    """Takes pairs as they are, and adds up the losses of a step's micro-batches."""
 
     total = 0.0
+
+    def _prepare_dataset(self, dataset: Dataset, *_: object, **__: object) -> Dataset:
+        return dataset  # tokenised already
 
     def training_step(self, *positional: object, **named: object) -> torch.Tensor:
         loss = super().training_step(*positional, **named)
