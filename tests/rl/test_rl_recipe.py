@@ -404,7 +404,10 @@ def test_every_step_is_timed_apart_from_what_is_the_same_in_every_run(trial: Any
 @pytest.mark.parametrize(
     ("fields", "told"),
     [
-        ({"schedule.mode": "streamed"}, "algorithm.normalisation: with schedule.mode=streamed give sequence or constant"),
+        (
+            {"schedule.mode": "streamed"},
+            "algorithm.normalisation: with schedule.mode=streamed give sequence or constant",
+        ),
         (
             {"schedule.mode": "streamed", "algorithm.normalisation": "sequence", "algorithm.num_substeps": 2},
             "streamed goes with neither",
