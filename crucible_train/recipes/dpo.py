@@ -25,7 +25,7 @@ from crucible_train.preference.config import DPOEvalConfig, DPOOptimConfig, Pref
 from crucible_train.preference.measuring import Batch, PreferenceSet, preference_metrics
 
 # A margin of log-probabilities moves much faster than their mean: what fits supervised tuning overshoots here.
-_SHARE_OF_SUPERVISED_RATE = 0.25
+_SHARE_OF_SUPERVISED_RATE = 0.05
 
 
 class DPOConfig(RunConfig):
@@ -106,7 +106,7 @@ def plan_of(config: DPOConfig, num_preferences: int) -> BatchPlan:
 
 
 def peak_rate(config: DPOConfig, hidden_size: int) -> float:
-    """The peak learning rate: as configured, or a quarter of what supervised tuning takes."""
+    """The peak learning rate: as configured, or a twentieth of what supervised tuning takes."""
     if config.train.learning_rate is not None:
         return config.train.learning_rate
     return float(f"{_SHARE_OF_SUPERVISED_RATE * supervised_rate(config.train, config.peft, hidden_size):.1e}")

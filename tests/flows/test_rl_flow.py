@@ -227,7 +227,7 @@ WRONG = {
     "env.name=chess": r"env.name: 'chess' is unknown; known are arithmetic, .*",
     "env.options={num_shot: 1}": r"env.options.num_shot: unknown; did you mean num_shots\?",
     "env.options={num_shots: 9}": r"env.options.num_shots: must be a whole number from 0 to 8, not 9",
-    "schedule.mode=streamed": r"command line: algorithm.normalisation: with schedule.mode=streamed give sequence or constant.*",
+    "schedule.mode=streamed": r"command line: algorithm.normalisation: with schedule.mode=streamed give.*",
     "algorithm.loss=grpo": r"command line: algorithm.loss: must be one of importance_sampling, .*",
     "rollout.top_k=-1": r"command line: rollout.top_k: must be a whole number of 0 or more.*",
     "rollout.min_p=2": r"command line: rollout.min_p: must be .*",

@@ -406,7 +406,7 @@ def test_every_step_is_timed_apart_from_what_is_the_same_in_every_run(trial: Any
     [
         (
             {"schedule.mode": "streamed"},
-            "algorithm.normalisation: with schedule.mode=streamed give sequence or constant",
+            "algorithm.normalisation: with schedule.mode=streamed give",
         ),
         (
             {"schedule.mode": "streamed", "algorithm.normalisation": "sequence", "algorithm.num_substeps": 2},

@@ -212,7 +212,7 @@ EXEMPT: Mapping[str, str] = {
     "errors": "kinds of errors",
     "files": "moves bytes, and makes digests of them",
     "ports": "interfaces",
-    "rl.update": "in the key itself; it takes steps, and what it calls for that is in the code of the stage that trains",
+    "rl.update": "in the key itself; it takes steps, and what it calls is in the code of training",
     "terminal": "shows lines",
 }
 

@@ -29,6 +29,7 @@ PROBLEM_CODE = (
     "sandbox",
     "adapters.row_store",
     "config.sections",
+    "config.server",
     "stages.chat_format",
     "stages.rl.judging",
 )
