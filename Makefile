@@ -1,4 +1,4 @@
-# Two commands do everything: `make sft` and `make test`. Both make the environment first, if there is none.
+# `make sft`, `make rl` and `make test` do everything; each makes the environment first, if there is none.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -13,7 +13,7 @@ sft: $(READY)  ## fine-tune the built-in model on the built-in data, and show wh
 rl: $(READY)  ## reinforcement learning of the built-in model on sums
 	$(BIN)/python -m flows.rl $(ARGS)
 
-test: $(READY)  ## all tests: offline, under five minutes on two cores
+test: $(READY)  ## all tests: offline, a quarter of an hour on two quiet cores
 	$(BIN)/python -m pytest -q -n 2 $(ARGS)
 
 check: $(READY)  ## lint, formatting, types, import contracts

@@ -170,7 +170,7 @@ def _sound(text: str) -> str:
 
 
 def _number(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
+    return float(value) + 0.0 if math.isfinite(value) else None
 
 
 def _summed(turns: Sequence[Mapping[str, float]]) -> dict[str, float | None]:
