@@ -51,7 +51,7 @@ _SAME_MEANING: dict[str, str] = {
     "data.renderer": "renderer_name chat_template template",
     "data.train_on": "train_on_what",
     "data.num_workers": "dataset_num_proc preprocessing_num_workers dataset_processes",
-    "rollout.max_tokens": "max_completion_length max_new_tokens max_response_length",
+    "rollout.max_tokens": "max_completion_length max_response_length",
     "algorithm.kl_coef": "beta kl_loss_coef kl_penalty_coef",
     "algorithm.loss": "loss_fn",
     "algorithm.mask_truncated": "mask_truncated_completions",

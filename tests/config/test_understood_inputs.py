@@ -11,6 +11,7 @@ from crucible_train.config.aliases import OTHER_NAMES, OTHER_WORDS
 from crucible_train.config.command import Command, parse_command
 from crucible_train.config.fields import tree_of
 from crucible_train.config.overrides import differences
+from crucible_train.recipes.rl import RLConfig
 from crucible_train.recipes.sft import SFTConfig
 
 PROG = "python -m flows.sft"
@@ -157,14 +158,15 @@ def test_a_name_given_twice_on_the_command_line_is_noted() -> None:
     )
 
 
-def test_the_table_of_other_names_fits_the_configuration() -> None:
-    tree = tree_of(SFTConfig)
-    own_names = {*tree.leaves, *tree.named, *tree.branches}
+def test_the_table_of_other_names_fits_the_configurations() -> None:
+    """What a name means, it means in a configuration that has no such name of its own."""
+    trees = [tree_of(SFTConfig), tree_of(RLConfig)]
     for name, other in OTHER_NAMES.items():
-        assert name not in own_names
-        assert not other.targets or other.target(tree) is not None
+        meant = [tree for tree in trees if not other.targets or other.target(tree) is not None]
+        assert meant
+        assert not any(name in {*tree.leaves, *tree.named, *tree.branches} for tree in meant)
         assert other.always or other.hint or (other.words is None and not other.share_only)
-    assert set(OTHER_WORDS) <= set(tree.leaves)
+    assert set(OTHER_WORDS) <= set(trees[0].leaves)
 
 
 @pytest.mark.parametrize(
