@@ -154,7 +154,6 @@ def test_a_function_may_judge_instead(tmp_path, smollm2, name, reward):
         ({"reward": "tests.rl.test_data_problems.half"}, "not of the form module:function"),
         ({"reward": "tests.rl.test_data_problems:missing"}, "cannot be found"),
         ({"reward": "tests.rl.test_data_problems:STORE"}, "is not a function"),
-        ({"num_held_out": 12}, "num_held_out: all of the 12"),
     ],
 )
 def test_what_cannot_be_done_is_refused(tmp_path, smollm2, options, told):

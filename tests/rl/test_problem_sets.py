@@ -62,8 +62,13 @@ def test_others_may_be_held_out_and_are_then_taken_from_training():
     assert problems.num_train == 4
 
 
+def test_at_most_half_of_a_list_is_held_out():
+    found = finite(held_out=20)
+    assert (found.num_train, len(found.held_out)) == (10, 10)
+
+
 def test_nothing_left_to_train_on_is_refused():
     with pytest.raises(ConfigError, match="num_held_out: all of the 20 different problems"):
-        finite(held_out=20)
+        finite(held_out=list(range(20)))
     with pytest.raises(ConfigError, match="num_held_out: 20 problems are held out or shown"):
         drawn(num_held_out=21)

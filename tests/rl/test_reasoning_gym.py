@@ -91,7 +91,7 @@ def test_what_the_library_does_not_know_is_refused(stand_in, smollm2, options, t
 
 def test_a_library_that_is_not_there_is_named_with_the_command(monkeypatch, smollm2):
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
-    with pytest.raises(ConfigError, match=r"pip install 'crucible-train\[rl-tasks\]'"):
+    with pytest.raises(ConfigError, match=r"pip install -c constraints.txt -e"):
         made(smollm2)
 
 
