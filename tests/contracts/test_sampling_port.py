@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from crucible_train import wiring
+from crucible_train.errors import ConfigError
 from crucible_train.ports import SamplingClient, TrainingClient
 from crucible_train.types import AdamParams, CrossEntropy, Datum, ModelInput, SamplingParams, TensorData
 
@@ -38,6 +39,16 @@ def client(request, local_client: Callable[..., TrainingClient]) -> SamplingClie
 
     asyncio.run(train())
     return wiring.conforming(training.sampling_client(), SamplingClient, "sampling client")
+
+
+@pytest.fixture
+def telling(client: SamplingClient, request: pytest.FixtureRequest) -> SamplingClient:
+    """A client that tells the likeliest tokens by their ids: not every server can, and says so."""
+    if any(name in request.node.name for name in ("sglang", "llama.cpp")):
+        with pytest.raises(ConfigError, match="does not tell the likeliest"):
+            asyncio.run(client.top_logprobs(PROMPT, 2))
+        pytest.skip("this server does not tell")
+    return client
 
 
 def sample(client: SamplingClient, params: SamplingParams, num: int = 1, prompt: ModelInput = PROMPT) -> list[Any]:
@@ -100,7 +111,8 @@ def test_log_probabilities_are_those_at_temperature_one(values: dict[str, float]
         np.testing.assert_allclose(answer.logprobs, scored[PROMPT.length :], atol=1e-4)
 
 
-def test_filters_leave_the_most_likely_tokens(client: SamplingClient) -> None:
+def test_filters_leave_the_most_likely_tokens(telling: SamplingClient) -> None:
+    client = telling
     (best,) = sample(client, SamplingParams(5, temperature=0.0))
     for values in ({"top_k": 1}, {"min_p": 1.0}, {"top_p": 1e-6}):
         assert sample(client, SamplingParams(5, temperature=2.0, seed=4, **values))[0].tokens == best.tokens
@@ -113,7 +125,8 @@ def test_filters_leave_the_most_likely_tokens(client: SamplingClient) -> None:
     assert {answer.tokens[0] for answer in answers} == {token for token, _ in first[:2]}
 
 
-def test_the_most_likely_tokens_are_told_in_order(client: SamplingClient) -> None:
+def test_the_most_likely_tokens_are_told_in_order(telling: SamplingClient) -> None:
+    client = telling
     (answer,) = sample(client, SamplingParams(4, temperature=0.0))
     whole = PROMPT.append_ints(answer.tokens)
 

@@ -157,10 +157,17 @@ class StubServer:
         choice["logprobs"] = {"token_logprobs": scored, "tokens": [self.decode([token]) for token in ids]}
         if body.get("prompt_logprobs") is not None:
             choice["prompt_logprobs"] = [
-                None if score is None else {str(token): {"logprob": score, "rank": 1, "decoded_token": "x"}}
-                for token, score in zip(prompt, scores, strict=True)
+                None if score is None else self._told(prompt, place, score, body["prompt_logprobs"])
+                for place, score in enumerate(scores)
             ]
         return choice
+
+    def _told(self, prompt: list[int], place: int, score: float, num: int) -> dict[str, Any]:
+        """The likeliest tokens of a position, and the prompt's own, each by its id."""
+        scores = toy_logprobs(prompt[:place], self.vocab_size)
+        best = np.argsort(-scores, kind="stable")[:num].tolist()
+        found = {token: float(scores[token]) for token in best} | {prompt[place]: score}
+        return {str(token): {"logprob": value, "rank": 1, "decoded_token": "x"} for token, value in found.items()}
 
     def _score(self, prompt: list[int], place: int) -> float:
         return float(toy_logprobs(prompt[:place], self.vocab_size)[prompt[place]])

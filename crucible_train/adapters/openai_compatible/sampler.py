@@ -2,12 +2,12 @@
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from crucible_train.adapters.openai_compatible import llama_cpp
-from crucible_train.adapters.openai_compatible.answers import Completion
+from crucible_train.adapters.openai_compatible.answers import Completion, TokenLogprob
 from crucible_train.adapters.openai_compatible.asking import complete
 from crucible_train.adapters.openai_compatible.probe import Server, find_server
 from crucible_train.adapters.openai_compatible.reading import read_samples, read_text
@@ -132,6 +132,29 @@ class OpenAICompatibleSampler:
             raise ServerError(f"{server.dialect.name} did not give the log-probability of every token of a prompt")
         return [None, *found[1:]]
 
+    async def top_logprobs(self, model_input: ModelInput, k: int) -> Sequence[Sequence[tuple[int, float]] | None]:
+        """The ``k`` most likely tokens at each position given those before it, as (id, log-probability).
+
+        Raises:
+            ConfigError: this server does not tell them.
+            ServerError: the server gives no answer that can be used.
+        """
+        if k < 1:
+            raise ValueError(f"k must be 1 or more, not {k}")
+        ids = self._ids(model_input)
+        server, link = await self._found()
+        if server.dialect.scoring != "prompt_logprobs":
+            raise ConfigError(
+                f"server: {server.dialect.name} does not tell the likeliest tokens of a prompt by their ids"
+            )
+        body = {"prompt": ids, "seed": 0} | server.dialect.fields(_GREEDY_ONE) | {"prompt_logprobs": k}
+        rows = (await self._ask(link, body)).choices[0].prompt_logprobs or []
+        if len(rows) != len(ids) or any(not row or len(row) < min(k, self._tokenizer.vocab_size) for row in rows[1:]):
+            raise ServerError(
+                f"{server.dialect.name} did not give the {k} likeliest tokens at every position of a prompt"
+            )
+        return [None, *(_likeliest(row or {}, k) for row in rows[1:])]
+
     async def _score(self, link: _Link, before: list[int], token: int) -> float:
         assert link.places is not None
         async with link.places:
@@ -168,6 +191,12 @@ class OpenAICompatibleSampler:
         if max(ids) >= (size := self._tokenizer.vocab_size):
             raise InputError(f"token {max(ids)} of the prompt is out of range: {self._tokenizer.name} has {size}")
         return ids
+
+
+def _likeliest(row: Mapping[int, TokenLogprob], k: int) -> list[tuple[int, float]]:
+    """The best of a row, which holds the prompt's own token as well; of equals the lowest id."""
+    found = sorted(((token, one.logprob) for token, one in row.items()), key=lambda pair: (-pair[1], pair[0]))
+    return found[:k]
 
 
 def _is_unchanged(params: SamplingParams) -> bool:

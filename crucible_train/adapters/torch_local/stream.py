@@ -13,11 +13,12 @@ Axes: T positions of the stream, S scored positions, D datums, N positions of on
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from crucible_train.losses import LossFunction
+from crucible_train.losses import DistributionLoss, LossFunction
 from crucible_train.types import Datum
 
 NO_PARENT = -1
@@ -50,8 +51,8 @@ class TokenStream:
         positions_T: the place of each token in its own sequence.
         segments: in stream order; a parent stands before its children.
         rows_S: the stream position whose hidden state predicts each target; a row may be scored more than once.
-        targets_S: what it is to predict.
-        weights_S: how much that counts.
+        targets_S: what it is to predict; of shape (S, K) where positions have several targets.
+        weights_S: how much that counts, of the same shape.
         datum_S: which datum the score belongs to.
         place_S: at which of the datum's positions.
         inputs_S: what else the loss reads of each score, by name.
@@ -85,22 +86,27 @@ class Scored:
     inputs_S: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
 
 
-def scored(index: int, datum: Datum, function: LossFunction) -> Scored:
+def scored(index: int, datum: Datum, function: LossFunction | DistributionLoss) -> Scored:
     """Take from a datum what the loss needs, at the positions that count.
 
     Raises:
-        ValueError: the datum lacks an input of the loss, or one of them does not have one axis.
+        ValueError: the datum lacks an input of the loss, or the shape of one is not what the loss takes.
     """
     given = datum.loss_fn_inputs
     missing = [name for name in ("target_tokens", *function.required) if name not in given]
     if missing:
         raise ValueError(f"datum {index} has no {missing[0]!r}")
     names = [name for name in (*function.required, *function.optional) if name in given and name != "weights"]
+    shape = given["target_tokens"].shape
+    axes = "(N,) or (N, K)" if function.takes_several else "(N,)"
     for name in ("target_tokens", "weights", *names):
-        if name in given and len(given[name].shape) != 1:
-            raise ValueError(f"datum {index}: {name} must have shape (N,), not {given[name].shape}")
+        num_axes = len(given[name].shape) if name in given else 1
+        if num_axes != 1 and not (num_axes == 2 and function.takes_several and name in ("target_tokens", "weights")):
+            raise ValueError(f"datum {index}: {name} must have shape {axes}, not {given[name].shape}")
     weights = _weights(datum, function)
-    counts = weights != 0
+    if weights.shape != shape:
+        raise ValueError(f"datum {index}: target_tokens have shape {shape}, weights {weights.shape}")
+    counts = weights != 0 if weights.ndim == 1 else (weights != 0).any(axis=1)
     for name in function.also_scored:
         if name in given:
             counts |= given[name].to_numpy() != 0
@@ -116,13 +122,13 @@ def scored(index: int, datum: Datum, function: LossFunction) -> Scored:
     )
 
 
-def _weights(datum: Datum, function: LossFunction) -> npt.NDArray[np.float32]:
-    """How much each position counts: as the datum says, or once where the loss counts it."""
+def _weights(datum: Datum, function: LossFunction | DistributionLoss) -> npt.NDArray[np.float32]:
+    """How much each target counts: as the datum says, or once where the loss counts it."""
     given = datum.loss_fn_inputs
     if "weights" in given:
         return given["weights"].to_numpy().astype(np.float32, copy=False)
     if function.counted_by is None:
-        return np.ones(datum.num_tokens, np.float32)
+        return np.ones(given["target_tokens"].shape, np.float32)
     return (given[function.counted_by].to_numpy() != 0).astype(np.float32)
 
 
@@ -186,8 +192,8 @@ class _Builder:
             positions_T=_joined(positions),
             segments=tuple(self.segments),
             rows_S=_joined(rows),
-            targets_S=_joined([item.targets_S for item in items]),
-            weights_S=np.concatenate([item.weights_S for item in items]).astype(np.float32),
+            targets_S=_padded([item.targets_S for item in items], np.int64),
+            weights_S=_padded([item.weights_S for item in items], np.float32),
             datum_S=_joined([np.full(item.places_S.size, item.index) for item in items]),
             place_S=_joined([item.places_S for item in items]),
             inputs_S={name: np.concatenate([item.inputs_S[name] for item in items]) for name in _shared_names(items)},
@@ -215,6 +221,20 @@ def _shared_names(items: Sequence[Scored]) -> Sequence[str]:
             differing = sorted(set(names) ^ set(item.inputs_S))
             raise ValueError(f"datums {items[0].index} and {item.index}: only one of them has {differing[0]!r}")
     return names
+
+
+def _padded(arrays: Sequence[npt.NDArray[Any]], dtype: Any) -> npt.NDArray[Any]:
+    """One array of all rows; where some have several columns, all get as many, with zeros."""
+    num_columns = max((array.shape[1] for array in arrays if array.ndim == 2), default=0)
+    if not num_columns:
+        return np.concatenate(arrays).astype(dtype, copy=False) if arrays else np.zeros(0, dtype)
+    out = np.zeros((sum(len(array) for array in arrays), num_columns), dtype)
+    start = 0
+    for array in arrays:
+        columns = array[:, None] if array.ndim == 1 else array
+        out[start : start + len(array), : columns.shape[1]] = columns
+        start += len(array)
+    return out
 
 
 def _joined(arrays: Sequence[Ints]) -> Ints:
