@@ -65,6 +65,12 @@ RL = Program(
     "crucible_train.stages.rl.preflight:check",
     "crucible_train.stages.rl.plan:show_plan",
 )
+DISTILL = Program(
+    "flows.distill:distill",
+    "crucible_train.recipes.distill:DistillConfig",
+    "crucible_train.stages.distill.preflight:check",
+    "crucible_train.stages.distill.plan:show_plan",
+)
 
 
 def run_command(program: Program, argv: Sequence[str] | None = None) -> NoReturn:
@@ -116,6 +122,11 @@ def sft() -> NoReturn:
 def rl() -> NoReturn:
     """Reinforcement learning."""
     run_command(RL)
+
+
+def distill() -> NoReturn:
+    """Distillation."""
+    run_command(DISTILL)
 
 
 def _answer(program: Program, command: Command[Any]) -> int:

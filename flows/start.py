@@ -47,6 +47,14 @@ def rl() -> None:
     run()
 
 
+def distill() -> None:
+    """What ``python -m flows.distill`` and ``crucible-distill`` run."""
+    _complain_of_what_is_missing()
+    from flows.command import distill as run  # noqa: PLC0415 - only now is it known that it can be imported
+
+    run()
+
+
 def _complain_of_what_is_missing() -> None:
     problem = what_is_missing()
     if problem:

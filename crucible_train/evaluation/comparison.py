@@ -108,9 +108,31 @@ def compare_rewards(
     return [_means(name, np.asarray(left), np.asarray(right), seed) for name, (left, right) in figures.items()]
 
 
-def _means(name: str, before: npt.NDArray[np.float64], after: npt.NDArray[np.float64], seed: int) -> Compared:
-    """Two means over the same examples; shares where every value is 0 or 1."""
-    if np.isin([before, after], (0.0, 1.0)).all():
+def compare_figure(
+    before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]], name: str, seed: int
+) -> list[Compared]:
+    """Compare the mean of a figure that is to fall, over the held-out problems that have it on both sides.
+
+    Raises:
+        ValueError: the two are not over the same problems.
+    """
+    pairs = [pair for pair in _pairs(before, after, "problem") if all(row.get(name) is not None for row in pair)]
+    if not pairs:
+        return []
+    left, right = (np.asarray([row[name] for row in side], np.float64) for side in zip(*pairs, strict=True))
+    return [_means(name, left, right, seed, lower_is_better=True)]
+
+
+def _means(
+    name: str,
+    before: npt.NDArray[np.float64],
+    after: npt.NDArray[np.float64],
+    seed: int,
+    *,
+    lower_is_better: bool = False,
+) -> Compared:
+    """Two means over the same examples; shares where every value is 0 or 1, and more is better."""
+    if not lower_is_better and np.isin([before, after], (0.0, 1.0)).all():
         return _rates(name, (before == 1.0).tolist(), (after == 1.0).tolist())
     ones = np.ones(before.size)
     return Compared(
@@ -119,7 +141,7 @@ def _means(name: str, before: npt.NDArray[np.float64], after: npt.NDArray[np.flo
         ratio_interval(before, ones, seed),
         ratio_interval(after, ones, seed),
         paired_ratio_interval(before, after, ones, seed),
-        lower_is_better=False,
+        lower_is_better=lower_is_better,
     )
 
 

@@ -116,6 +116,7 @@ class LocalBackend:
         self._parameters = trainable(self._model.causal)
         self._serving = Serving(self._engine, self._model, self._decode, contextlib.nullcontext)
         self._base = Serving(self._engine, self._model, self._decode, self._without_adapter)
+        self._servings: tuple[Serving, ...] = (self._serving, self._base)
         self._optimizer = adamw([parameter for _, parameter in self._parameters])
 
     # The training port -----------------------------------------------------------------------------------------------
@@ -195,7 +196,7 @@ class LocalBackend:
         await asyncio.to_thread(self._engine.close)
         await asyncio.to_thread(self._writer.close)
         self._optimizer.state.clear()
-        self._parameters = []
+        self._parameters, self._servings = [], ()
         with contextlib.suppress(AttributeError):  # closed before
             del self._model, self._training, self._serving, self._base
         await asyncio.to_thread(give_back_memory)  # the twins' closures and their modules hold each other
@@ -247,12 +248,12 @@ class LocalBackend:
 
     def _turn_over(self) -> None:
         """Let nothing join what was asked so far."""
-        for serving in (self._serving, self._base):
+        for serving in self._servings:
             serving.turn_over()
 
     def _guarded(self, abandoned: threading.Event, function: Callable[..., T], *args: Any) -> T:
         self._abandoned = abandoned
-        for serving in (self._serving, self._base):
+        for serving in self._servings:
             serving.forget()  # what it knows is of weights that may change, and training needs the memory
         return function(*args)
 

@@ -1,0 +1,97 @@
+"""``--dry-run`` of distillation: what is asked, who teaches, which stages are cached, what it takes."""
+
+import asyncio
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from crucible_train import terminal, wiring
+from crucible_train.config.overrides import to_yaml
+from crucible_train.config.redaction import hide_secrets
+from crucible_train.recipes.distill import DistillConfig
+from crucible_train.renderers import FastTokenizer
+from crucible_train.stages.chain import Chain
+from crucible_train.stages.chat_format import with_noted_date
+from crucible_train.stages.distill import preflight
+from crucible_train.stages.distill.evaluate import EvaluateDistill
+from crucible_train.stages.distill.package import PackageDistill
+from crucible_train.stages.distill.teachers import input_name, student_of, teacher_reader
+from crucible_train.stages.distill.train import TrainDistill
+from crucible_train.stages.prepare_model import at_hand, description_of
+from crucible_train.stages.rl.plan import show_cost, show_problems
+from crucible_train.stages.run_directory import run_id
+from crucible_train.types import Hardware
+
+
+def show_plan(config: DistillConfig) -> None:
+    """Print the plan of a run. Nothing is sampled, trained or stored.
+
+    Raises:
+        CrucibleError: what would stop the run before its first step.
+    """
+    preflight.check(config)
+    sys.stdout.write(hide_secrets(to_yaml(config)) + "\n")
+    hardware = wiring.hardware(config.engine)
+    terminal.field("machine", hardware.description)
+    source = at_hand(config.model)
+    found = _Chain(config, hardware)
+    found.look(source)
+    description = description_of(config.model, source)
+    if description is None:
+        terminal.field("problems", "known once the model is here: the first run fetches it")
+        found.chain.show()
+        return
+    _show_views(found.config, description)
+    found.chain.show()
+    show_cost(config, hardware, description)
+
+
+def _show_views(config: DistillConfig, description: Path) -> None:
+    """Print the first problems as the student sees them, and the first as each teacher that is here does."""
+    tokenizer = FastTokenizer.from_folder(description)
+    student = student_of(config, description, tokenizer)
+    asyncio.run(show_problems(student.problems, tokenizer))
+    for name, teacher in config.teacher_configs.items():
+        its = None if teacher.model is None else description_of(teacher.model, at_hand(teacher.model))
+        if teacher.model is not None and its is None:
+            terminal.field(name, "its model is fetched by the first run")
+            continue
+        reader, _, _ = teacher_reader(config, teacher, student, its)
+        terminal.field(name, f"{teacher.kind}; it reads")
+        asyncio.run(show_problems(reader.problems, reader.renderer.tokenizer, 1))
+
+
+@dataclass
+class _Chain:
+    """The stages of a run; ``config`` has the date that its chat format writes, once that is known."""
+
+    config: DistillConfig
+    hardware: Hardware
+    chain: Chain = field(default_factory=Chain)
+
+    def look(self, source: Path | None) -> None:
+        """Follow the flow's chain as far as its outputs are known."""
+        chain = self.chain
+        chain.model(self.config, source)
+        models = ["model"]
+        for name, teacher in self.config.teacher_configs.items():
+            if teacher.model is not None:
+                of_teacher = self.config.model_copy(update={"model": teacher.model})
+                chain.model(of_teacher, at_hand(teacher.model), input_name(name))
+                models.append(input_name(name))
+        if "model" in chain.refs:
+            self.config = with_noted_date(self.config, chain.refs)
+        config, hardware = self.config, self.hardware
+        chain.stage("evaluate before", "before", EvaluateDistill(config, hardware), models, config.cache_dir)
+        train = TrainDistill(config, hardware, Path())
+        # what was measured before is no part of its key
+        chain.stage("train", "trained", train, models, config.cache_dir)
+        after = EvaluateDistill(config, hardware)
+        chain.stage("evaluate after", "after", after, [*models, "trained"], config.cache_dir)
+        if all(name in chain.refs for name in models):
+            key = train.key({name: chain.refs[name] for name in models})
+            package = PackageDistill(config, hardware, Path(run_id(config, "distill", config.env.name, key)))
+            inputs = [*models, "before", "trained", "after"]
+            chain.stage("package", "package", package, inputs, config.cache_dir)
+        else:
+            chain.states.append(("package", "to run"))
