@@ -35,7 +35,6 @@ class Pair:
         stretch_T, stretch_U: which stretch of the answer each token belongs to; -1 for none, as in prompts.
         logprobs_T: by whoever wrote the answer, when it was written; 0 where the teacher did.
         written_logprob: the sum of the log-probabilities of what was written, by whoever wrote it.
-        is_cut_off: whether the answer did not end itself.
     """
 
     student_T: Tokens
@@ -44,7 +43,6 @@ class Pair:
     stretch_U: Ints
     logprobs_T: npt.NDArray[np.float32]
     written_logprob: float
-    is_cut_off: bool
 
     @property
     def is_trained_T(self) -> npt.NDArray[np.bool_]:
@@ -105,7 +103,7 @@ def pairs_of(
             found = _moved(sequence, written, read, teacher, writer.stop, reader.stop)
         else:
             found = _encoded_anew(sequence, written.size, read, writer, reader, is_cut_off=is_cut_off)
-        pairs.append(_pair(sequence, *found, by_teacher=by_teacher, is_cut_off=is_cut_off))
+        pairs.append(_pair(sequence, *found, by_teacher=by_teacher))
     return pairs
 
 
@@ -163,14 +161,11 @@ def _encoded_anew(
     )
 
 
-def _pair(
-    sequence: ActionSequence, mine: Ints, others: Tokens, theirs: Ints, *, by_teacher: bool, is_cut_off: bool
-) -> Pair:
+def _pair(sequence: ActionSequence, mine: Ints, others: Tokens, theirs: Ints, *, by_teacher: bool) -> Pair:
     total = float(sequence.logprobs_T[mine != NONE].sum(dtype=np.float64))
     if by_teacher:
-        nothing = np.zeros(others.size, np.float32)
-        return Pair(others, sequence.tokens_T, theirs, mine, nothing, total, is_cut_off)
-    return Pair(sequence.tokens_T, others, mine, theirs, sequence.logprobs_T, total, is_cut_off)
+        return Pair(others, sequence.tokens_T, theirs, mine, np.zeros(others.size, np.float32), total)
+    return Pair(sequence.tokens_T, others, mine, theirs, sequence.logprobs_T, total)
 
 
 def sums(values: npt.NDArray[np.float32] | Sequence[float], stretch: Ints) -> npt.NDArray[np.float64]:

@@ -284,7 +284,10 @@ class _Step:
             "progress/epoch": (self.step + 1) / config.train.max_steps,
         }
         by_teacher = await class_.pairs(groups, self.step)
-        taught = {name: (teacher, _usable(pairs, config)) for name, (teacher, pairs) in by_teacher.items()}
+        taught = {
+            name: (teacher, [pair for pair in pairs if pair.num_trained])
+            for name, (teacher, pairs) in by_teacher.items()
+        }
         num_trained = sum(pair.num_trained for _, pairs in taught.values() for pair in pairs)
         num_tokens = sum(pair.student_T.size - 1 for _, pairs in taught.values() for pair in pairs)
         if num_trained:
@@ -321,9 +324,3 @@ class _Step:
             "perf/sampled_tokens_per_second": num_sampled / max(1e-9, self.sample_s),
             "perf/tokens_per_second": num_tokens / train_s,
         }
-
-
-def _usable(pairs: Sequence[Pair], config: DistillConfig) -> list[Pair]:
-    """What is trained on: an answer that was cut off is no example of how to end one."""
-    copies = config.lesson.objective == "cross_entropy" or config.lesson.alpha < 1
-    return [pair for pair in pairs if pair.num_trained and not (copies and pair.is_cut_off)]

@@ -238,8 +238,8 @@ class FlowRun:
 @pytest.fixture
 def run_flow(
     server: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[[Any], FlowRun]]:
-    """Run the flow in this process and in ``tmp_path``, against the session's server."""
+) -> Iterator[Callable[..., FlowRun]]:
+    """Run a flow, sft unless it is told another, in this process and in ``tmp_path``, against the session's server."""
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     from crucible_train import terminal
@@ -247,10 +247,10 @@ def run_flow(
 
     monkeypatch.chdir(tmp_path)
 
-    def run(config: Any) -> FlowRun:
+    def run(config: Any, flow: Any = sft) -> FlowRun:
         terminal._console = None  # standard output is another in every test
         started = time.monotonic()
-        state = asyncio.run(_state(sft, config))
+        state = asyncio.run(_state(flow, config))
         seconds = time.monotonic() - started
         flow_run_id = state.state_details.flow_run_id
         return FlowRun(state, flow_run_id, capsys.readouterr().out, seconds, asyncio.run(_task_runs(flow_run_id)))
