@@ -1,8 +1,8 @@
 """Writes the weights that all sides of the SFT speed benchmark begin with.
 
-    python -m benchmarks.sft_weights SHAPE MODEL_FOLDER ADAPTER_FOLDER [FROM_FOLDER]
+    python -m benchmarks.sft_weights SHAPE MODEL_FOLDER ADAPTER_FOLDER [FROM_FOLDER [SEED]]
 
-A model of random weights in MODEL_FOLDER, unless FROM_FOLDER holds one, and a fresh LoRA adapter for it.
+A model of random weights in MODEL_FOLDER, unless FROM_FOLDER is given and holds one, and a fresh LoRA adapter for it.
 """
 
 import sys
@@ -19,8 +19,8 @@ _CONFIGS = {"Qwen3": Qwen3Config, "Llama": LlamaConfig}
 
 def main() -> None:
     shape = dict(SHAPES[sys.argv[1]])
-    torch.manual_seed(0)
-    if len(sys.argv) > 4:
+    torch.manual_seed(int(sys.argv[5]) if len(sys.argv) > 5 else 0)
+    if len(sys.argv) > 4 and sys.argv[4]:
         model = AutoModelForCausalLM.from_pretrained(sys.argv[4], dtype=torch.float32)
     else:
         config = _CONFIGS[shape.pop("architecture")](

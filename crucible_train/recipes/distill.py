@@ -176,23 +176,23 @@ async def train(
     )
     room = config.rollout.max_context or client.model_info().max_positions
     rollout = config.rollout.model_copy(update={"max_context": room})
-    class_ = _Class(config, client, around)
+    roles = _Roles(config, client, around)
 
     async def play(index: int) -> TrajectoryGroup | None:
-        who, builder = class_.writer(index)
-        seed, now = fold(config.seed, "rollout", index), class_.num_steps
+        who, builder = roles.writer(index)
+        seed, now = fold(config.seed, "rollout", index), roles.num_steps
         size = config.train.num_generations
         with around.span(builder.problem, "rollouts"):
             group = await rollout_group(builder, size, who, rollout, seed, now, on_failure=around.on_failure)
-        by_teacher = class_.is_by_teacher(index)
+        by_teacher = roles.is_by_teacher(index)
         return replace(group, tags=(*group.tags, BY_TEACHER)) if group is not None and by_teacher else group
 
     async with Pipeline(play, config.schedule, num_problems) as pipeline:
 
         async def take_step(step: int) -> StepDone:
-            class_.step = step
+            roles.step = step
             pipeline.look_ahead(num_steps - step)
-            work = _Step(class_, step, adam_params(config.train, schedule.rate(step)))
+            work = _Step(roles, step, adam_params(config.train, schedule.rate(step)))
             with around.span("sample", "training"):
                 groups = [group async for part in pipeline.parts() for group in part]
             work.sample_s = time.monotonic() - work.started
@@ -216,7 +216,7 @@ async def train(
 
 
 @dataclass(slots=True)
-class _Class:
+class _Roles:
     """Who answers which problem. ``step`` says how many optimizer steps the student has taken."""
 
     config: DistillConfig
@@ -270,7 +270,7 @@ def _same(teacher: Teacher, its: EnvGroupBuilder, students: EnvGroupBuilder) -> 
 class _Step:
     """One batch on its way through teachers and student."""
 
-    class_: _Class
+    roles: _Roles
     step: int
     adam: AdamParams
     sample_s: float = 0.0
@@ -278,12 +278,12 @@ class _Step:
 
     async def learn(self, groups: Sequence[TrajectoryGroup]) -> StepDone:
         """Train on some answers."""
-        class_, config, around = self.class_, self.class_.config, self.class_.around
+        roles, config, around = self.roles, self.roles.config, self.roles.around
         metrics = group_metrics(groups, self.step) | {
             "optim/learning_rate": self.adam.learning_rate,
             "progress/epoch": (self.step + 1) / config.train.max_steps,
         }
-        by_teacher = await class_.pairs(groups, self.step)
+        by_teacher = await roles.pairs(groups, self.step)
         taught = {
             name: (teacher, [pair for pair in pairs if pair.num_trained])
             for name, (teacher, pairs) in by_teacher.items()
@@ -296,11 +296,11 @@ class _Step:
                 with around.span("teach", "training"):
                     made = await lesson(config.lesson, teacher, pairs, num_trained)
                 with around.span("train", "training"):
-                    output = await class_.client.forward_backward(made.datums_D, made.loss)
+                    output = await roles.client.forward_backward(made.datums_D, made.loss)
                 loss += output.loss
                 divergences[name] = made.divergence(output)
             with around.span("optimise", "training"):
-                optim = await unbroken(class_.client.optim_step(self.adam))
+                optim = await unbroken(roles.client.optim_step(self.adam))
             metrics |= {
                 "train/loss": loss,
                 "train/teacher_kl": sum(divergences.values()) / num_trained,

@@ -94,7 +94,7 @@ def test_an_answer_is_what_the_other_would_have_written(
 
 
 def test_the_ratio_of_a_stretch_is_of_sums(smollm2: Renderer, qwen3: Renderer) -> None:
-    """Every token of the student has log-probability -0.5, of the teacher -0.1: 0.5 a token of one less 0.1 of the other."""
+    """Every token of the student has log-probability -0.5, of the teacher -0.1."""
     pair = pair_of(smollm2, qwen3, "12 + 7 = 19")
     ratio_T, total = log_ratios(pair, np.full(pair.teacher_U.size, -0.1, np.float32))
     for place in np.flatnonzero(pair.is_trained_T):
