@@ -45,7 +45,7 @@ async def _train(workload: Distillation, precision: str = "float32") -> None:
 def _datum(prompt: list[int], answer: tuple[int, ...], weight: float) -> Datum:
     tokens = np.array([*prompt, *answer])
     weights = (np.arange(1, tokens.size) >= len(prompt)) * np.float32(weight)
-    inputs: dict[str, Any] = {
+    inputs = {
         "target_tokens": TensorData(tokens[1:], "int64"),
         "weights": TensorData(weights, "float32"),
     }

@@ -57,6 +57,10 @@ BY_TEACHER = "by_teacher"
 class DistillOptimConfig(RLOptimConfig):
     """AdamW, its schedule and the size of a step."""
 
+    learning_rate: float | None = option(
+        3e-4, "peak rate, above 0; all weights want about a tenth of an adapter's; null: by the model's width", gt=0
+    )
+    max_steps: int = option(20, "batches, 1 or more", ge=1)
     num_generations: int = option(2, "answers to each problem, 1 or more", ge=1)
 
 
