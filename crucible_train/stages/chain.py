@@ -1,4 +1,4 @@
-"""A flow's chain of stages, followed as far as their outputs are in the store: for ``--dry-run``."""
+"""The chain of a flow's stages, followed as far as their outputs are known: what ``--dry-run`` shows of it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,18 +14,20 @@ from crucible_train.types import ArtifactRef
 
 @dataclass
 class Chain:
-    """The stages of a run, and for each whether its output is there already.
+    """Stages in order, and for each whether its output is there already.
 
     Attributes:
-        refs: outputs that are known, by name.
-        states: a line a stage: its name, and what is to be done.
+        cache_dir: where outputs are kept.
+        refs: the outputs that are there, by name.
+        states: a line a stage.
     """
 
+    cache_dir: str
     refs: dict[str, ArtifactRef] = field(default_factory=dict)
     states: list[tuple[str, str]] = field(default_factory=list)
 
     def model(self, config: RunConfig, source: Path | None, output: str = "model") -> None:
-        """The preparation of a model; ``source`` is where it lies, None where it is to be fetched."""
+        """The stage that every flow begins with; ``source`` is where the model lies, if it is here."""
         name = f"prepare {output.replace('_', ' ')}"
         if source is None:
             self.states.append((name, "to run: fetch it"))
@@ -33,16 +35,25 @@ class Chain:
             self.refs[output] = external(source)
             self.states.append((name, f"nothing to do: {source}"))
         else:
-            self.stage(name, output, PrepareModel(config, source), (), config.cache_dir)
+            self.stage(name, output, PrepareModel(config, source), ())
 
-    def stage(self, name: str, output: str, stage: Stage[Any], inputs: Sequence[str], cache_dir: str) -> None:
-        """A stage whose inputs are these outputs."""
+    def stage(self, name: str, output: str, stage: Stage[Any], inputs: Sequence[str]) -> None:
+        """One more stage: its name, what its output is called, and which outputs it reads."""
         found = None
-        if all(key in self.refs for key in inputs):
-            found = peek(stage, {key: self.refs[key] for key in inputs}, cache_dir)
+        if self.has(inputs):
+            found = peek(stage, {key: self.refs[key] for key in inputs}, self.cache_dir)
         if found is not None:
             self.refs[output] = found
         self.states.append((name, "cached" if found is not None else "to run"))
+
+    def has(self, names: Sequence[str]) -> bool:
+        """Whether these outputs are all there."""
+        return all(name in self.refs for name in names)
+
+    @property
+    def to_run(self) -> list[str]:
+        """The names of the stages that are still to be run."""
+        return [name for name, state in self.states if state.startswith("to run")]
 
     def show(self) -> None:
         """Print a line a stage."""

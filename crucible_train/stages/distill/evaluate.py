@@ -10,6 +10,8 @@ from crucible_train.distill.lessons import log_ratios, teacher_logprobs
 from crucible_train.distill.pairs import Pair, first_prompt, pairs_of
 from crucible_train.ports import SamplingClient
 from crucible_train.recipes.distill import DistillConfig
+from crucible_train.recipes.rl import RLConfig
+from crucible_train.rl.config import RLEvalConfig
 from crucible_train.rl.held_out import held_out_metrics, play_held_out
 from crucible_train.rl.rollout_config import RolloutConfig
 from crucible_train.seeds import fold
@@ -17,6 +19,7 @@ from crucible_train.stages.base import Stage
 from crucible_train.stages.distill.sources import sources
 from crucible_train.stages.distill.teachers import Classroom, classroom
 from crucible_train.stages.publishing import open_client
+from crucible_train.stages.rl import evaluate
 from crucible_train.stages.rl.evaluate import RESULTS, SUMMARY, tell_failure
 from crucible_train.stages.rl.problems import PROBLEM_CODE, PROBLEM_FIELDS
 from crucible_train.stages.train import hardware_identity
@@ -65,8 +68,8 @@ class EvaluateDistill(Stage[DistillConfig]):
 
 def measured_as(config: DistillConfig, temperature: float | None = None) -> RolloutConfig:
     """How held-out problems are played: at the temperature of the evaluation or this one, from all tokens."""
-    plain = {"temperature": config.eval.temperature if temperature is None else temperature, "top_p": 1.0}
-    return config.rollout.model_copy(update=plain)
+    measured = RLEvalConfig(temperature=config.eval.temperature if temperature is None else temperature)
+    return evaluate.measured_as(RLConfig(rollout=config.rollout, eval=measured))
 
 
 async def held_out_divergences(

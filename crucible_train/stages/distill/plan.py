@@ -2,7 +2,6 @@
 
 import asyncio
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from crucible_train import terminal, wiring
@@ -18,7 +17,7 @@ from crucible_train.stages.distill.package import PackageDistill
 from crucible_train.stages.distill.teachers import input_name, student_of, teacher_reader
 from crucible_train.stages.distill.train import TrainDistill
 from crucible_train.stages.prepare_model import at_hand, description_of
-from crucible_train.stages.rl.plan import show_cost, show_problems
+from crucible_train.stages.rl.cost import show_cost, show_problems
 from crucible_train.stages.run_directory import run_id
 from crucible_train.types import Hardware
 
@@ -34,23 +33,23 @@ def show_plan(config: DistillConfig) -> None:
     hardware = wiring.hardware(config.engine)
     terminal.field("machine", hardware.description)
     source = at_hand(config.model)
-    found = _Chain(config, hardware)
-    found.look(source)
+    chain = Chain(config.cache_dir)
+    config = _look(chain, config, hardware, source)
     description = description_of(config.model, source)
     if description is None:
         terminal.field("problems", "known once the model is here: the first run fetches it")
-        found.chain.show()
+        chain.show()
         return
-    _show_views(found.config, description)
-    found.chain.show()
-    show_cost(config, hardware, description)
+    _show_views(config, description)
+    chain.show()
+    show_cost(config.train, config.peft, config.engine, hardware, config.rollout.max_tokens, description)
 
 
 def _show_views(config: DistillConfig, description: Path) -> None:
     """Print the first problems as the student sees them, and the first as each teacher that is here does."""
     tokenizer = FastTokenizer.from_folder(description)
     student = student_of(config, description, tokenizer)
-    asyncio.run(show_problems(student.problems, tokenizer))
+    asyncio.run(show_problems(student.problems, tokenizer, 2))
     for name, teacher in config.teacher_configs.items():
         its = None if teacher.model is None else description_of(teacher.model, at_hand(teacher.model))
         if teacher.model is not None and its is None:
@@ -61,37 +60,25 @@ def _show_views(config: DistillConfig, description: Path) -> None:
         asyncio.run(show_problems(reader.problems, reader.renderer.tokenizer, 1))
 
 
-@dataclass
-class _Chain:
-    """The stages of a run; ``config`` has the date that its chat format writes, once that is known."""
-
-    config: DistillConfig
-    hardware: Hardware
-    chain: Chain = field(default_factory=Chain)
-
-    def look(self, source: Path | None) -> None:
-        """Follow the flow's chain as far as its outputs are known."""
-        chain = self.chain
-        chain.model(self.config, source)
-        models = ["model"]
-        for name, teacher in self.config.teacher_configs.items():
-            if teacher.model is not None:
-                of_teacher = self.config.model_copy(update={"model": teacher.model})
-                chain.model(of_teacher, at_hand(teacher.model), input_name(name))
-                models.append(input_name(name))
-        if "model" in chain.refs:
-            self.config = with_noted_date(self.config, chain.refs)
-        config, hardware = self.config, self.hardware
-        chain.stage("evaluate before", "before", EvaluateDistill(config, hardware), models, config.cache_dir)
-        train = TrainDistill(config, hardware, Path())
-        # what was measured before is no part of its key
-        chain.stage("train", "trained", train, models, config.cache_dir)
-        after = EvaluateDistill(config, hardware)
-        chain.stage("evaluate after", "after", after, [*models, "trained"], config.cache_dir)
-        if all(name in chain.refs for name in models):
-            key = train.key({name: chain.refs[name] for name in models})
-            package = PackageDistill(config, hardware, Path(run_id(config, "distill", config.env.name, key)))
-            inputs = [*models, "before", "trained", "after"]
-            chain.stage("package", "package", package, inputs, config.cache_dir)
-        else:
-            chain.states.append(("package", "to run"))
+def _look(chain: Chain, config: DistillConfig, hardware: Hardware, source: Path | None) -> DistillConfig:
+    """Follow the flow's chain as far as its outputs are known; the configuration with the date it writes."""
+    chain.model(config, source)
+    models = ["model"]
+    for name, teacher in config.teacher_configs.items():
+        if teacher.model is not None:
+            of_teacher = config.model_copy(update={"model": teacher.model})
+            chain.model(of_teacher, at_hand(teacher.model), input_name(name))
+            models.append(input_name(name))
+    if chain.has(["model"]):
+        config = with_noted_date(config, chain.refs)
+    chain.stage("evaluate before", "before", EvaluateDistill(config, hardware), models)
+    train = TrainDistill(config, hardware, Path())
+    chain.stage("train", "trained", train, models)  # what was measured before is no part of its key
+    chain.stage("evaluate after", "after", EvaluateDistill(config, hardware), [*models, "trained"])
+    if chain.has(models):
+        key = train.key({name: chain.refs[name] for name in models})
+        package = PackageDistill(config, hardware, Path(run_id(config, "distill", config.env.name, key)))
+        chain.stage("package", "package", package, [*models, "before", "trained", "after"])
+    else:
+        chain.states.append(("package", "to run"))
+    return config

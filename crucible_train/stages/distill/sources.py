@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from crucible_train import files, wiring
+from crucible_train import files
 from crucible_train.distill.config import TeacherConfig
 from crucible_train.recipes.distill import DistillConfig
-from crucible_train.rl.environments import read_options
+from crucible_train.recipes.rl import RLConfig
+from crucible_train.stages.rl.problems import sources as problem_sources
 
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json")
 
@@ -17,9 +18,8 @@ def sources(config: DistillConfig) -> list[Any]:
     Raises:
         DataError: there is no data set of that name.
     """
-    store, options = wiring.dataset_store(), read_options(config.env.name, config.env.options)
-    data = [store.describe(source).sha256 for source in getattr(options, "sources", ())]
-    return data + [_digests(teacher) for teacher in config.teacher_configs.values()]
+    of_problems = problem_sources(RLConfig(env=config.env))
+    return [*of_problems, *(_digests(teacher) for teacher in config.teacher_configs.values())]
 
 
 def _digests(teacher: TeacherConfig) -> list[str]:
