@@ -24,10 +24,9 @@ class Watched(DistillationTrainer):
     num_tokens = 0
     total = 0.0
 
-    def _generate_single_turn(self, *positional: object, **named: object) -> object:
+    def _generate_single_turn(self, *positional: object, **named: object) -> list[list[int]]:
         found = super()._generate_single_turn(*positional, **named)
-        answers = found[0] if isinstance(found[0][0], list) else found[1]
-        self.num_tokens += sum(len(answer) for answer in answers)
+        self.num_tokens += sum(len(answer) for answer in found)
         return found
 
     def training_step(self, *positional: object, **named: object) -> torch.Tensor:
