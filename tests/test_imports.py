@@ -64,4 +64,5 @@ def test_every_package_that_is_asked_for_is_looked_for() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     names = [re.match(r"[\w-]+", requirement).group() for requirement in project["dependencies"]]
     assert list(start.PACKAGES) == [{"pyyaml": "yaml"}.get(name, name) for name in names]
-    assert project["scripts"] == {"crucible-sft": "flows.start:sft"}
+    flows = ("sft", "rl", "distill")
+    assert project["scripts"] == {f"crucible-{name}": f"flows.start:{name}" for name in flows}
