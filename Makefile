@@ -1,16 +1,19 @@
-# Two commands do everything: `make sft` and `make test`. Both make the environment first, if there is none.
+# `make sft`, `make rl` and `make test` do everything; each makes the environment first, if there is none.
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: sft test check bench llama-tokenizer clean
+.PHONY: sft rl test check bench llama-tokenizer clean
 
 sft: $(READY)  ## fine-tune the built-in model on the built-in data, and show what it gained
 	$(BIN)/python -m flows.sft $(ARGS)
 
-test: $(READY)  ## all tests: offline, under five minutes on two cores
+rl: $(READY)  ## reinforcement learning of the built-in model on sums
+	$(BIN)/python -m flows.rl $(ARGS)
+
+test: $(READY)  ## all tests: offline, a quarter of an hour on two quiet cores
 	$(BIN)/python -m pytest -q -n 2 $(ARGS)
 
 check: $(READY)  ## lint, formatting, types, import contracts

@@ -24,6 +24,7 @@ from crucible_train.adapters.torch_local.backend import EngineSettings, LocalBac
 from crucible_train.types import Hardware, ModelInput, SamplingParams
 
 _WARM_UP_TOKENS = 4
+_AT_END: list[Callable[[], None]] = []
 # Writes answers to prompts: (prompts, samples of each, limit, whether greedily) to the tokens of each.
 Write = Callable[[list[list[int]], int, int, bool], list[list[int]]]
 
@@ -47,11 +48,14 @@ def main() -> None:
         "greedy": greedy,
     }
     print(json.dumps(result), flush=True)
+    for close in _AT_END:
+        close()
 
 
 def _ours(workload: Rollouts, precision: str = "float32") -> Write:
     settings = EngineSettings(Hardware("cpu", precision, workload.num_threads), Path())  # type: ignore[arg-type]
     backend = LocalBackend(Path(workload.model), None, settings, None)  # type: ignore[arg-type]
+    _AT_END.append(lambda: asyncio.run(backend.close()))
 
     def write(prompts: list[list[int]], num: int, limit: int, greedy: bool) -> list[list[int]]:
         params = SamplingParams(

@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from benchmarks import peers, record
 from benchmarks.sft_workload import PACK_LENGTH, PACKS_A_STEP, SHAPES, Workload, draw_steps
@@ -36,6 +36,20 @@ class Side:
     options: Mapping[str, Any]
     precision: str = "float32"
     is_peer: bool = False
+
+
+class Measurable(Protocol):
+    """What all sides are given."""
+
+    @property
+    def num_threads(self) -> int:
+        """Of every side."""
+
+    def write(self, path: Path) -> None:
+        """Write it where a side reads it."""
+
+    def num_tokens(self, first_step: int = 0) -> int:
+        """Real tokens of the steps from ``first_step`` on."""
 
 
 def _trl(rows: int, *, bf16: bool = False, checkpointing: bool = False) -> Side:
@@ -72,7 +86,7 @@ def main() -> None:
         pythons["peers"] = peers.find(arguments.peers)
     for shape in arguments.shapes:
         with tempfile.TemporaryDirectory(prefix="sft-speed-") as folder:
-            weights = _write_weights(shape, arguments.smollm2, Path(folder))
+            weights = write_weights(shape, arguments.smollm2, Path(folder))
             for training in arguments.training:
                 workload = Workload(
                     model=weights["model"],
@@ -84,10 +98,12 @@ def main() -> None:
                 )
                 name = f"sft_speed-{shape}-{training}"
                 print(f"\n{name}: {_describe(workload)}", flush=True)
-                rounds = _measure(workload, sides, pythons, arguments.rounds, Path(folder))
+                rounds = measure(
+                    workload, {side: SIDES[side] for side in sides}, pythons, arguments.rounds, Path(folder)
+                )
                 config = _config(arguments, shape, training, workload, sides)
-                summary = _summary(rounds, sides)
-                _print_summary(summary)
+                summary = summarised(rounds, sides)
+                print_summary(summary)
                 path = record.write(
                     name + arguments.suffix, config=config, rounds=rounds, summary=summary, pythons=pythons
                 )
@@ -110,7 +126,7 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _write_weights(shape: str, smollm2: Path | None, folder: Path) -> dict[str, str]:
+def write_weights(shape: str, smollm2: Path | None, folder: Path) -> dict[str, str]:
     paths = {"model": str(folder / "model"), "adapter": str(folder / "adapter")}
     command = [sys.executable, "-m", "benchmarks.sft_weights", shape, paths["model"], paths["adapter"]]
     if shape == "smollm2" and smollm2 is not None:
@@ -121,8 +137,8 @@ def _write_weights(shape: str, smollm2: Path | None, folder: Path) -> dict[str, 
     return paths
 
 
-def _measure(
-    workload: Workload, sides: Sequence[str], pythons: Mapping[str, Path], num_rounds: int, folder: Path
+def measure(
+    workload: Measurable, sides: Mapping[str, Side], pythons: Mapping[str, Path], num_rounds: int, folder: Path
 ) -> list[dict[str, Any]]:
     """All rounds of all sides, in turns, their losses compared."""
     path = folder / "workload.json"
@@ -131,8 +147,7 @@ def _measure(
     rounds: list[dict[str, Any]] = []
     expected: list[float] | None = None
     for turn in range(num_rounds):
-        for name in sides:
-            side = SIDES[name]
+        for name, side in sides.items():
             load = record.load_average()
             found = _run(pythons["peers" if side.is_peer else "ours"], side, path, workload.num_threads)
             if side.precision == "float32" and expected is None:
@@ -192,7 +207,7 @@ def _difference(losses: Sequence[float], expected: Sequence[float]) -> float:
     return max(abs(a - b) / abs(b) for a, b in zip(losses, expected, strict=True))
 
 
-def _summary(rounds: Sequence[Mapping[str, Any]], sides: Sequence[str]) -> dict[str, Any]:
+def summarised(rounds: Sequence[Mapping[str, Any]], sides: Sequence[str]) -> dict[str, Any]:
     """Medians of each side, and ours over theirs."""
     medians: dict[str, dict[str, Any]] = {}
     for name in sides:
@@ -206,7 +221,7 @@ def _summary(rounds: Sequence[Mapping[str, Any]], sides: Sequence[str]) -> dict[
     return {"medians": medians, "ratios": ratios}
 
 
-def _print_summary(summary: Mapping[str, Any]) -> None:
+def print_summary(summary: Mapping[str, Any]) -> None:
     for pair, ratio in summary["ratios"].items():
         print(
             f"  {pair:<36}{ratio['tokens_per_second']:>6.2f}x tok/s"

@@ -18,6 +18,7 @@ _FIRST_CONTACT = (
     ("tokens/s while training", "tokens_per_second", "{:.0f}"),
 )
 _NUM_NAME_DASHES = 2
+_ROLLOUTS = ("rollout_speed-tiny", "rollout_speed-small", "rollout_speed-smollm2")
 _SHOWN_LIBRARIES = ("torch", "transformers", "trl")
 _SIDE_NAMES = {"ours": "CrucibleTrain", "trl": "TRL"}
 
@@ -29,6 +30,8 @@ def main() -> None:
     speed = [one for one in records if "shape" in one["config"] and one["benchmark"].count("-") == _NUM_NAME_DASHES]
     for part in (
         _speed(speed),
+        _rollouts([one for one in records if one["benchmark"] in _ROLLOUTS]),
+        _grpo([one for one in records if "workload" in one["config"] and "-settings" not in one["benchmark"]]),
         _first_contact(by_name.get("first_contact")),
         _loss_head(by_name.get("loss_head_memory")),
         _origin(records),
@@ -65,6 +68,56 @@ def _speed(records: Sequence[Mapping[str, Any]]) -> list[str]:
         )
     head = ["SFT, real tokens/s", "ours", "ours, bfloat16", "TRL", "plain loop", "over TRL", "over plain loop"]
     return _table([*head, "peak GiB", "TRL's", "of TRL's"], rows)
+
+
+def _rollouts(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A row for each model: tokens a second of a processor core, ours in float32 over the best setting of each peer."""
+    rows = []
+    for one in sorted(records, key=lambda one: one["config"]["model"]["hidden_size"]):
+        medians = one["summary"]["medians"]
+        speeds = {name: found["tokens_per_cpu_second"] for name, found in medians.items()}
+        generate = max(speed for name, speed in speeds.items() if name.startswith("generate"))
+        continuous = max(speed for name, speed in speeds.items() if name.startswith("continuous"))
+        least = min(found["max_rss_mib"] for name, found in medians.items() if not name.startswith("ours"))
+        ours = speeds["ours"]
+        rows.append(
+            [
+                f"{one['config']['model']['name']}, {one['config']['weights']} weights",
+                *(f"{speed:.0f}" for speed in (ours, speeds["ours_bf16"], generate, continuous)),
+                f"{ours / generate:.1f}x",
+                f"{ours / continuous:.1f}x",
+                f"{medians['ours']['max_rss_mib'] / 1024:.2f}",
+                f"{least / 1024:.2f}",
+            ]
+        )
+    head = ["sampling, tokens/CPU-s", "ours", "ours, bfloat16", "generate", "continuous batching", "over generate"]
+    return _table([*head, "over continuous batching", "peak GiB", "least of theirs"], rows)
+
+
+def _grpo(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A row for each workload: the medians, and ours in float32 over the best of TRL."""
+    rows = []
+    for one in records:
+        medians = one["summary"]["medians"]
+        trl = [found for name, found in medians.items() if name.startswith("trl")]
+        if "ours" not in medians or not trl:
+            continue
+        ours, bf16 = medians["ours"], medians.get("ours_bf16")
+        speed, memory = max(found["tokens_per_cpu_second"] for found in trl), min(found["max_rss_mib"] for found in trl)
+        by_clock = max(found["tokens_per_second"] for found in trl)
+        rows.append(
+            [
+                one["config"]["workload"],
+                f"{ours['tokens_per_cpu_second']:.0f}",
+                f"{bf16['tokens_per_cpu_second']:.0f}" if bf16 else "",
+                f"{speed:.0f}",
+                f"{ours['tokens_per_cpu_second'] / speed:.1f}x",
+                f"{ours['tokens_per_second'] / by_clock:.1f}x",
+                f"{ours['max_rss_mib'] / memory:.2f}x",
+            ]
+        )
+    head = ["RL step, sampled tokens per CPU-second", "ours", "ours, bfloat16", "TRL", "over TRL"]
+    return _table([*head, "by the clock", "memory, of TRL's"], rows)
 
 
 def _best(sides: Iterable[Mapping[str, float]]) -> tuple[float, float]:

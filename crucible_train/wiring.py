@@ -10,15 +10,20 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
+import numpy.typing as npt
+
 from crucible_train.config.sections import EngineConfig, PeftConfig
 from crucible_train.config.server import ServerConfig
 from crucible_train.errors import ConfigError
+from crucible_train.judges import RewardModel
 from crucible_train.ports import BlobStore, DatasetStore, MetricsLogger, SamplingClient, Tokenizer, TrainingClient
-from crucible_train.types import Estimate, Hardware
+from crucible_train.types import Datum, Estimate, Hardware, PreferenceLoss
 
 if TYPE_CHECKING:
     from crucible_train.adapters.torch_local.backend import EngineSettings
     from crucible_train.adapters.torch_local.loading import Lora
+    from crucible_train.adapters.torch_local.reward_backend import RewardBackend
 
 T = TypeVar("T")
 
@@ -80,6 +85,27 @@ def training_client(
     return conforming(client, TrainingClient, "training client")
 
 
+def reward_model(
+    model_dir: Path,
+    peft: PeftConfig,
+    engine: EngineConfig,
+    hardware: Hardware,
+    state_dir: Path,
+    *,
+    name: str,
+    seed: int,
+    adapter: Path | None = None,
+) -> "RewardBackend":
+    """The local engine with a scalar head, the one beside ``adapter`` or the model where there is one."""
+    from crucible_train.adapters.torch_local.reward_backend import RewardBackend
+
+    settings = _engine_settings(engine, hardware, state_dir, seed)
+    made = RewardBackend(model_dir, tokenizer(model_dir), settings, _lora(peft), adapter, name)
+    conforming(made, TrainingClient, "reward model")
+    conforming(made, RewardModel, "reward model")
+    return made
+
+
 def sampling_client(server: ServerConfig, tokenizer: Tokenizer, report: Callable[[str], None]) -> SamplingClient:
     """A model server; ``tokenizer`` is that of its model, and ``report`` gets a line on what the server can do."""
     from crucible_train.adapters.openai_compatible.sampler import OpenAICompatibleSampler
@@ -99,6 +125,15 @@ def estimate(
     return found(model_dir, _engine_settings(engine, hardware, Path(), 0), _lora(peft), mean_length, num_written)
 
 
+def losses_by_preference(
+    loss: PreferenceLoss, datums: Sequence[Datum], logprobs: Sequence[npt.NDArray[np.float32]]
+) -> npt.NDArray[np.float64]:
+    """The loss of each preference, from log-probabilities that are known."""
+    from crucible_train.losses.by_preference import losses_by_preference as found
+
+    return found(loss, datums, logprobs)
+
+
 def tokenizer(model_dir: Path) -> Tokenizer:
     """The tokenizer of a model folder."""
     from crucible_train.renderers import FastTokenizer
@@ -111,6 +146,13 @@ def convert_gguf(source: Path, folder: Path) -> None:
     from crucible_train.adapters.torch_local.conversion import convert_gguf as convert
 
     convert(source, folder)
+
+
+def merge_adapter(base: Path, adapter: Path, folder: Path) -> None:
+    """Write the model of a folder with a trained adapter's update added to its weights."""
+    from crucible_train.adapters.torch_local.merging import merge_adapter as merge
+
+    merge(base, adapter, folder)
 
 
 def download_model(model: str, patterns: Sequence[str]) -> Path:

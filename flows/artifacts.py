@@ -8,6 +8,7 @@ from typing import Any
 from prefect.artifacts import acreate_image_artifact, acreate_markdown_artifact, acreate_table_artifact
 
 from crucible_train.stages.distill.package import DIVERGENCE_CURVE
+from crucible_train.stages.dpo.package import MARGIN_CURVE
 from crucible_train.stages.package import EVALUATION, LOSS_CURVE, SUMMARY_PAGE
 from crucible_train.stages.rl.package import REWARD_CURVE
 
@@ -42,6 +43,15 @@ async def publish_distill(folder: Path) -> None:
         await acreate_table_artifact(rows, key="distill-samples", description=about)
 
 
+async def publish_dpo(folder: Path) -> None:
+    """Show the summary, the margin curve and the margins of held-out preferences of a packaged run."""
+    what = "mean margin of every step's preferences, and of held-out ones"
+    await _publish("dpo", folder, folder / MARGIN_CURVE, "margin", what)
+    rows = _margins(folder / EVALUATION / "results.jsonl")
+    if rows:
+        await acreate_table_artifact(rows, key="dpo-margins", description="held-out preferences, before and after")
+
+
 async def _publish(method: str, folder: Path, picture: Path, curve: str, what: str) -> None:
     url, text = _data_url(picture), (folder / SUMMARY_PAGE).read_text(encoding="utf-8")
     await acreate_markdown_artifact(
@@ -54,11 +64,29 @@ def _data_url(picture: Path) -> str:
     return f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"
 
 
-def _played(path: Path) -> list[dict[str, Any]]:
+def _sides(path: Path) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """The first records before and after, in pairs."""
     sides: dict[str, list[dict[str, Any]]] = {"before": [], "after": []}
     for line in path.read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
         sides[record["model"]].append(record)
+    return list(zip(sides["before"], sides["after"], strict=True))[:_MAX_ROWS]
+
+
+def _margins(path: Path) -> list[dict[str, Any]]:
+    return [
+        {
+            "preference": before["row"],
+            "margin before": before["margin"],
+            "margin after": after["margin"],
+            "chosen reward after": after["chosen_reward"],
+            "rejected reward after": after["rejected_reward"],
+        }
+        for before, after in _sides(path)
+    ]
+
+
+def _played(path: Path) -> list[dict[str, Any]]:
     return [
         {
             "problem": _short(before["problem"]),
@@ -67,7 +95,7 @@ def _played(path: Path) -> list[dict[str, Any]]:
             "after": _short(_last_words(after)),
             "reward after": after["reward"],
         }
-        for before, after in list(zip(sides["before"], sides["after"], strict=True))[:_MAX_ROWS]
+        for before, after in _sides(path)
     ]
 
 

@@ -71,6 +71,23 @@ DISTILL = Program(
     "crucible_train.stages.distill.preflight:check",
     "crucible_train.stages.distill.plan:show_plan",
 )
+DPO = Program(
+    "flows.dpo:dpo",
+    "crucible_train.recipes.dpo:DPOConfig",
+    "crucible_train.stages.dpo.preflight:check",
+    "crucible_train.stages.dpo.plan:show_plan",
+)
+
+
+POST_TRAIN = Program(
+    "flows.post_train:post_train",
+    "crucible_train.recipes.post_train:PostTrainConfig",
+    "crucible_train.stages.post_train:check",
+    "crucible_train.stages.post_train:show_plan",
+)
+
+
+PROGRAMS = {"sft": SFT, "rl": RL, "dpo": DPO, "distill": DISTILL, "post_train": POST_TRAIN}
 
 
 def run_command(program: Program, argv: Sequence[str] | None = None) -> NoReturn:
@@ -127,6 +144,16 @@ def rl() -> NoReturn:
 def distill() -> NoReturn:
     """Distillation."""
     run_command(DISTILL)
+
+
+def dpo() -> NoReturn:
+    """Learning from preferences."""
+    run_command(DPO)
+
+
+def post_train() -> NoReturn:
+    """A chain of methods."""
+    run_command(POST_TRAIN)
 
 
 def _answer(program: Program, command: Command[Any]) -> int:

@@ -26,6 +26,7 @@ from crucible_train.stages.distill.teachers import input_name
 from crucible_train.stages.distill.train import TrainDistill
 from flows.artifacts import publish_distill
 from flows.stopping import stoppable
+from flows.trained import Trained
 from tasks.distill import evaluate, package, train
 from tasks.model import prepare_model
 
@@ -34,6 +35,11 @@ from tasks.model import prepare_model
 @stoppable
 async def distill(config: DistillConfig = DistillConfig()) -> str:
     """Train a model to be as its teacher and show what it gained; returns the run directory."""
+    return str((await distil(config)).run_dir)
+
+
+async def distil(config: DistillConfig) -> Trained:
+    """Learn from teachers, from the models to the packaged one, as part of whatever flow runs."""
     started = time.monotonic()
     hardware = wiring.hardware(config.engine)
     terminal.field("machine", hardware.description)
@@ -61,4 +67,4 @@ async def distill(config: DistillConfig = DistillConfig()) -> str:
     is_new = run_directory.finish(run_dir, folder, config, refs | {"package": packaged.ref}, hardware, seconds)
     await publish_distill(folder)
     run_directory.report(run_dir, folder, is_new=is_new)
-    return str(run_dir)
+    return Trained(run_dir, models["model"], trained, packaged.ref)

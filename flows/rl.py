@@ -24,6 +24,7 @@ from crucible_train.stages.chat_format import settled
 from crucible_train.stages.rl.train import TrainRL
 from flows.artifacts import publish_rl
 from flows.stopping import stoppable
+from flows.trained import Trained
 from tasks.model import prepare_model
 from tasks.rl import evaluate, package, train
 
@@ -32,6 +33,11 @@ from tasks.rl import evaluate, package, train
 @stoppable
 async def rl(config: RLConfig = RLConfig()) -> str:
     """Train a model on its own answers and show what it gained; returns the run directory."""
+    return str((await reinforce(config)).run_dir)
+
+
+async def reinforce(config: RLConfig) -> Trained:
+    """Learn from rewards, from the model to the packaged one, as part of whatever flow runs."""
     started = time.monotonic()
     hardware = wiring.hardware(config.engine)
     terminal.field("machine", hardware.description)
@@ -55,4 +61,4 @@ async def rl(config: RLConfig = RLConfig()) -> str:
     is_new = run_directory.finish(run_dir, folder, config, refs | {"package": packaged.ref}, hardware, seconds)
     await publish_rl(folder)
     run_directory.report(run_dir, folder, is_new=is_new)
-    return str(run_dir)
+    return Trained(run_dir, model, trained, packaged.ref)

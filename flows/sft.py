@@ -25,6 +25,7 @@ from crucible_train.stages.chat_format import settled
 from crucible_train.stages.train import Train
 from flows.artifacts import publish_sft
 from flows.stopping import stoppable
+from flows.trained import Trained
 from tasks.model import prepare_model
 from tasks.sft import evaluate, package, prepare_data, render, train
 
@@ -33,6 +34,11 @@ from tasks.sft import evaluate, package, prepare_data, render, train
 @stoppable
 async def sft(config: SFTConfig = SFTConfig()) -> str:
     """Fine-tune a model on conversations and show what it gained; returns the run directory."""
+    return str((await fine_tune(config)).run_dir)
+
+
+async def fine_tune(config: SFTConfig) -> Trained:
+    """Fine-tune, from the data set to the packaged model, as part of whatever flow runs."""
     started = time.monotonic()
     hardware = wiring.hardware(config.engine)
     terminal.field("machine", hardware.description)
@@ -58,4 +64,4 @@ async def sft(config: SFTConfig = SFTConfig()) -> str:
     is_new = run_directory.finish(run_dir, folder, config, refs | {"package": packaged.ref}, hardware, seconds)
     await publish_sft(folder)
     run_directory.report(run_dir, folder, is_new=is_new)
-    return str(run_dir)
+    return Trained(run_dir, model, trained, packaged.ref)

@@ -55,6 +55,22 @@ def distill() -> None:
     run()
 
 
+def dpo() -> None:
+    """What ``python -m flows.dpo`` and ``crucible-dpo`` run."""
+    _complain_of_what_is_missing()
+    from flows.command import dpo as run  # noqa: PLC0415 - only now is it known that it can be imported
+
+    run()
+
+
+def post_train() -> None:
+    """What ``python -m flows.post_train`` and ``crucible-post_train`` run."""
+    _complain_of_what_is_missing()
+    from flows.command import post_train as run  # noqa: PLC0415 - only now is it known that it can be imported
+
+    run()
+
+
 def _complain_of_what_is_missing() -> None:
     problem = what_is_missing()
     if problem:

@@ -1,9 +1,13 @@
 """The task that every flow begins with, and how any task's outcome is summed up."""
 
+from collections.abc import Mapping
+
 from crucible_train import files, wiring
 from crucible_train.config.run_config import RunConfig
 from crucible_train.stages.base import Outcome, resolve
+from crucible_train.stages.merge import Merge
 from crucible_train.stages.prepare_model import PrepareModel, external, locate
+from crucible_train.types import ArtifactRef
 from tasks.stage import stage_task
 
 
@@ -14,6 +18,12 @@ async def prepare_model(config: RunConfig) -> Outcome:
     if source.is_dir():
         return Outcome(external(source), is_cached=True)
     return await resolve(PrepareModel(config, source), {}, config.cache_dir)
+
+
+@stage_task("merge")
+async def merge(config: RunConfig, inputs: Mapping[str, ArtifactRef]) -> Outcome:
+    """One whole model, from ``model``, ``trained`` and ``package``."""
+    return await resolve(Merge(config), inputs, config.cache_dir)
 
 
 def summary_of(outcome: Outcome, config: RunConfig) -> dict[str, object]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from flows import start
+from flows.command import PROGRAMS
 
 ROOT = Path(__file__).parents[1]
 
@@ -23,6 +24,8 @@ ROOT = Path(__file__).parents[1]
         ("crucible_train.renderers", "torch prefect transformers datasets"),
         ("crucible_train.stages.sft_preflight", "torch prefect transformers datasets"),
         ("crucible_train.stages.rl.preflight", "torch prefect transformers datasets"),
+        ("crucible_train.recipes.dpo", "torch prefect transformers datasets"),
+        ("crucible_train.stages.dpo.preflight", "torch prefect transformers datasets"),
         ("crucible_train.stages.train", "torch prefect transformers datasets"),
         ("flows.command", "torch prefect transformers numpy"),
         ("flows.start", "rich pydantic yaml"),
@@ -64,5 +67,4 @@ def test_every_package_that_is_asked_for_is_looked_for() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     names = [re.match(r"[\w-]+", requirement).group() for requirement in project["dependencies"]]
     assert list(start.PACKAGES) == [{"pyyaml": "yaml"}.get(name, name) for name in names]
-    flows = ("sft", "rl", "distill")
-    assert project["scripts"] == {f"crucible-{name}": f"flows.start:{name}" for name in flows}
+    assert project["scripts"] == {f"crucible-{flow}": f"flows.start:{flow}" for flow in PROGRAMS}

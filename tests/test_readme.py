@@ -1,6 +1,7 @@
 """The README's commands and examples are real."""
 
 import json
+import pkgutil
 import re
 import shlex
 import subprocess
@@ -9,13 +10,19 @@ from pathlib import Path
 import pytest
 import yaml
 
+from crucible_train.config.base import Section
 from crucible_train.config.command import parse_command
-from crucible_train.recipes.sft import SFTConfig
+from flows.command import PROGRAMS
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [line.partition("#")[0].strip() for line in README.splitlines() if line.startswith("python -m flows.")]
+
+
+def config_type(flow: str) -> type[Section]:
+    found: type[Section] = pkgutil.resolve_name(PROGRAMS[flow].config_type)
+    return found
 
 
 def test_the_first_command_stands_in_the_first_fifteen_lines() -> None:
@@ -26,7 +33,8 @@ def test_the_first_command_stands_in_the_first_fifteen_lines() -> None:
 def test_every_command_is_understood(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "sft.yaml").write_text((ROOT / "examples" / "sft.yaml").read_text(encoding="utf-8"), encoding="utf-8")
-    parse_command(SFTConfig, shlex.split(command)[3:], "python -m flows.sft")
+    module, *words = shlex.split(command)[2:]
+    parse_command(config_type(module.removeprefix("flows.")), words, f"python -m {module}")
 
 
 def test_there_are_commands() -> None:
@@ -41,7 +49,8 @@ def test_the_makefile_has_what_the_readme_and_ci_call() -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda path: path.name)
 def test_examples_are_configurations(path: Path) -> None:
-    assert parse_command(SFTConfig, ["--config", str(path)], "python -m flows.sft").action == "run"
+    """An example bears the name of its flow."""
+    assert parse_command(config_type(path.stem), ["--config", str(path)], "x").action == "run"
 
 
 def test_deployments_name_the_flow_and_parameters_it_takes() -> None:
@@ -49,7 +58,7 @@ def test_deployments_name_the_flow_and_parameters_it_takes() -> None:
     for deployment in deployments:
         file, _, name = deployment["entrypoint"].partition(":")
         assert f"async def {name}(" in (ROOT / file).read_text(encoding="utf-8")
-        SFTConfig.model_validate(deployment["parameters"]["config"])
+        config_type(name).model_validate(deployment["parameters"]["config"])
 
 
 def test_every_speed_in_the_readme_has_a_record() -> None:
@@ -75,6 +84,22 @@ def test_the_table_of_speeds_is_what_the_records_say() -> None:
         speeds = [f"{sides[side]['tokens_per_second']:.0f}" for side in ("ours", "ours_bf16", "trl", "plain")]
         memory = f"{sides['ours']['max_rss_mib'] / sides['trl']['max_rss_mib']:.2f}x"
         assert dict(zip(head[1:], cells, strict=True)) == dict(zip(head[1:], [*speeds, memory], strict=True)), name
+
+
+def test_the_table_of_rl_steps_is_what_the_records_say() -> None:
+    lines = README[README.index("| RL step, sampled tokens per CPU-second |") :].partition("\n\n")[0].splitlines()
+    _, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    expected = []
+    titles = {"tiny": "tiny, short prompts", "tiny_long": "tiny, long prompts", "smollm2": "SmolLM2-135M"}
+    for name in re.findall(r"`benchmarks/results/(grpo_speed-[\w.]+\.json)`", README):
+        found = json.loads((RESULTS / name).read_text(encoding="utf-8"))
+        ours, bf16, trl = (found["summary"]["medians"][side] for side in ("ours", "ours_bf16", "trl"))
+        speeds = [side["tokens_per_cpu_second"] for side in (ours, bf16, trl)]
+        by_clock = ours["tokens_per_second"] / trl["tokens_per_second"]
+        memory = ours["max_rss_mib"] / trl["max_rss_mib"]
+        ratios = [f"{speeds[0] / speeds[2]:.1f}x", f"{by_clock:.1f}x", f"{memory:.2f}x"]
+        expected.append([titles[found["config"]["workload"]], *(f"{speed:.0f}" for speed in speeds), *ratios])
+    assert rows == expected
 
 
 def test_the_first_contact_is_what_its_record_says() -> None:
@@ -105,7 +130,15 @@ def test_the_environment_is_activated_before_the_first_command_that_needs_it() -
 def test_the_table_of_renderings_is_what_its_record_says() -> None:
     summary = json.loads((RESULTS / "rendering_speed.json").read_text())["summary"]
     rows = {"question and answer, Qwen3": "questions", "three turns, Instruct-2507": "chats"}
-    sides = ("ours", "transformers", "tinker_cookbook", "renderers")
+    sides = (
+        "ours",
+        "ours_one_by_one",
+        "transformers",
+        "transformers_in_batches",
+        "tinker_cookbook",
+        "renderers",
+    )
     for title, workload in rows.items():
-        told = [f"{summary[workload][side]:.0f}" if side in summary[workload] else "" for side in sides]
+        found = {side: summary[workload].get(f"{side} (CPU)") for side in sides}
+        told = ["" if found[side] is None else f"{found[side]:.0f}" for side in sides]
         assert f"| {title} | {' | '.join(told)} |".replace("|  |", "| |") in README

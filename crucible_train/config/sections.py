@@ -62,6 +62,31 @@ class DataConfig(ChatFormatConfig):
     )
 
 
+class PreferenceDataConfig(ChatFormatConfig):
+    """Where the preferences come from and what becomes of them."""
+
+    format: Literal["auto", "pairs", "comparison", "labelled"] = option(
+        "auto", "preference format of the rows; auto detects it and says so"
+    )
+    columns: dict[str, str] = option(
+        {}, "renames before reading: our column name -> the file's, e.g. {chosen: better}", advanced=True
+    )
+    eval_split: Annotated[float, Ge(0), Lt(1)] | str = option(
+        0.2, "held-out share of the prompts in [0, 1), or the path of another data set"
+    )
+    max_rows: int | None = option(None, "read only this many rows, 1 or more; null reads all", ge=1, advanced=True)
+    max_length: int = option(2048, "longest conversation in tokens, 2 or more; a longer one is a bad row", ge=2)
+    on_bad_row: Literal["stop", "quarantine"] = option(
+        "stop",
+        "a bad row stops the run, or is set aside with its reason in quarantine.jsonl; ties, equal sides and different "
+        "prompts are always set aside",
+    )
+    renderer: str = option("auto", "chat format; auto takes the model's own, chat_template any Jinja template")
+    renderer_options: dict[str, str | int | float | bool | None] = option(
+        {}, "options of the renderer, by name", advanced=True
+    )
+
+
 class PeftConfig(Section):
     """Low-rank adapters (Hu et al., arXiv 2106.09685); off means full fine-tuning."""
 
@@ -164,5 +189,6 @@ __all__ = [
     "EvalConfig",
     "OptimConfig",
     "PeftConfig",
+    "PreferenceDataConfig",
     "TrainOn",
 ]

@@ -23,8 +23,12 @@ def did_you_mean(key: str, section: str, tree: Tree) -> str:
             scores[f"{other.name} ({target} here)" if target else other.name] = likeness(name, other.name) - _AS_NEAR
     if not section:
         scores |= {flag: likeness(path.lstrip("_"), flag.strip("-").replace("-", "_")) for flag in FLAGS}
-    near = _best(scores)
-    return f"did you mean {' or '.join(near)}?" if near else ""
+    return _asked(scores)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """``did you mean num_shots?`` for a ``name`` that is not one of those ``known``; empty if nothing is near."""
+    return _asked({one: likeness(name, one) for one in known})
 
 
 def section_of_names(names: Iterable[str], tree: Tree) -> str:
@@ -60,6 +64,11 @@ def _as_written(leaf: Leaf, key: str, section: str, tree: Tree) -> str:
         return leaf.name if leaf.section == section else leaf.path
     bare = "." not in key and tree.unique(leaf.name) is leaf
     return leaf.name if bare else leaf.path
+
+
+def _asked(scores: dict[str, float]) -> str:
+    near = _best(scores)
+    return f"did you mean {' or '.join(near)}?" if near else ""
 
 
 def _best(scores: dict[str, float]) -> list[str]:

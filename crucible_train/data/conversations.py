@@ -10,12 +10,13 @@ import difflib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from crucible_train.errors import DataError, RenderError
 from crucible_train.types import Message, conversation
 
 Row = Mapping[str, Any]
+T = TypeVar("T")
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _SHAREGPT_ROLES = {
@@ -32,8 +33,8 @@ _SHAREGPT_ROLES = {
     "function_response": "tool",
     "observation": "tool",
 }
-_PROMPTS = ("prompt", "question", "query", "problem")
-_COMPLETIONS = ("completion", "response", "answer", "solution")
+PROMPTS = ("prompt", "question", "query", "problem")
+COMPLETIONS = ("completion", "response", "answer", "solution")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +46,14 @@ class Dialogue:
 
 
 @dataclass(frozen=True, slots=True)
-class Format:
-    """A conversation format: the columns it needs, and how a row is read."""
+class Format(Generic[T]):
+    """A format of rows: the columns it needs, and how a row is read."""
 
     name: str
     needs: tuple[tuple[str, ...], ...]
     """For each needed column, the names it goes by."""
-    read: Callable[[Row], Sequence[Any]]
-    """The messages of a row."""
+    read: Callable[[Row], T]
+    """What a row means, such as its messages."""
 
     def columns(self, present: Sequence[str]) -> tuple[str, ...] | None:
         """The columns of a row that this format would read, or None if one is missing."""
@@ -65,30 +66,54 @@ def described(name: str, columns: Sequence[str]) -> str:
     return name if list(columns) == [name] else f"{name} ({', '.join(columns)})"
 
 
-def detect(present: Sequence[str]) -> Format:
-    """The first format whose columns are there.
+@dataclass(frozen=True, slots=True)
+class FormatTable(Generic[T]):
+    """The formats in which one kind of thing is written; the first whose columns are there is taken.
+
+    ``kind`` names it, and ``mapped`` holds the columns that a user who has others is told to map.
+    """
+
+    kind: str
+    formats: tuple[Format[T], ...]
+    mapped: tuple[str, str]
+
+    def detect(self, present: Sequence[str]) -> Format[T]:
+        """The first format whose columns are there.
+
+        Raises:
+            DataError: none is; the text says what was found, what is taken, and the line to add.
+        """
+        for form in self.formats:
+            if form.columns(present) is not None:
+                return form
+        taken = "; ".join(f"{form.name}: {' and '.join(names[0] for names in form.needs)}" for form in self.formats)
+        found = ", ".join(present) or "none"
+        first, second = [*present, "YOUR_COLUMN", "YOUR_COLUMN"][:2]
+        raise DataError(
+            f"the columns are {found}, and no {self.kind} format has them. Taken are {taken}. "
+            f"To map yours, add: data.columns={{{self.mapped[0]}: {first}, {self.mapped[1]}: {second}}}"
+        )
+
+    def named(self, name: str) -> Format[T]:
+        """The format of that name."""
+        return next(form for form in self.formats if form.name == name)
+
+
+def detect(present: Sequence[str]) -> Format[Sequence[Any]]:
+    """The first conversation format whose columns are there.
 
     Raises:
-        DataError: none is; the text says what was found, what is taken, and the line to add.
+        DataError: as ``FormatTable.detect``.
     """
-    for form in FORMATS:
-        if form.columns(present) is not None:
-            return form
-    taken = "; ".join(f"{form.name}: {' and '.join(names[0] for names in form.needs)}" for form in FORMATS)
-    found = ", ".join(present) or "none"
-    first, second = [*present, "YOUR_COLUMN", "YOUR_COLUMN"][:2]
-    raise DataError(
-        f"the columns are {found}, and no conversation format has them. Taken are {taken}. "
-        f"To map yours, add: data.columns={{prompt: {first}, completion: {second}}}"
-    )
+    return CONVERSATIONS.detect(present)
 
 
-def named(name: str) -> Format:
-    """The format of that name."""
-    return next(form for form in FORMATS if form.name == name)
+def named(name: str) -> Format[Sequence[Any]]:
+    """The conversation format of that name."""
+    return CONVERSATIONS.named(name)
 
 
-def read_row(row: Row, form: Format, renames: Mapping[str, str]) -> Dialogue:
+def read_row(row: Row, form: Format[Sequence[Any]], renames: Mapping[str, str]) -> Dialogue:
     """The conversation of a row.
 
     Args:
@@ -99,6 +124,18 @@ def read_row(row: Row, form: Format, renames: Mapping[str, str]) -> Dialogue:
     Raises:
         DataError: a column is missing, a field is wrong, or the roles stand in an order no chat has.
     """
+    row = renamed(row, form, renames)
+    messages = as_messages(form.read(row))
+    check_roles(messages)
+    return Dialogue(messages, tools_of(row))
+
+
+def renamed(row: Row, form: Format[Any], renames: Mapping[str, str]) -> Row:
+    """The row with our names of columns.
+
+    Raises:
+        DataError: a column that is named, or that the format needs, is missing.
+    """
     absent = next((theirs for theirs in renames.values() if theirs not in row), None)
     if absent is not None:
         raise DataError(f"data.columns names a column {absent!r}, but the row has {', '.join(row) or 'none'}")
@@ -107,12 +144,19 @@ def read_row(row: Row, form: Format, renames: Mapping[str, str]) -> Dialogue:
     if form.columns(list(row)) is None:
         missing = next(names[0] for names in form.needs if not any(name in row for name in names))
         raise DataError(f"column {missing!r} is missing; the row has {', '.join(row) or 'none'}")
+    return row
+
+
+def as_messages(values: Sequence[Any]) -> tuple[Message, ...]:
+    """Messages from dictionaries.
+
+    Raises:
+        DataError: a field is missing or wrong.
+    """
     try:
-        messages = conversation(form.read(row))
+        return conversation(values)
     except RenderError as error:
         raise DataError(str(error)) from error
-    check_roles(messages)
-    return Dialogue(messages, _tools(row.get("tools")))
 
 
 def check_roles(messages: Sequence[Message]) -> None:
@@ -139,14 +183,14 @@ def check_roles(messages: Sequence[Message]) -> None:
 
 
 def _read_messages(row: Row) -> Sequence[Any]:
-    return _sequence(row["messages"], "messages")
+    return message_list(row["messages"], "messages")
 
 
 def _read_sharegpt(row: Row) -> Sequence[Any]:
     messages: list[Any] = []
     if row.get("system"):
         messages.append({"role": "system", "content": row["system"]})
-    for index, turn in enumerate(_sequence(row["conversations"], "conversations")):
+    for index, turn in enumerate(message_list(row["conversations"], "conversations")):
         if not isinstance(turn, Mapping):
             raise DataError(f"conversations[{index}] must be an object with from and value, not {type(turn).__name__}")
         if "role" in turn and "content" in turn:
@@ -160,8 +204,7 @@ def _read_sharegpt(row: Row) -> Sequence[Any]:
 
 
 def _read_prompt_completion(row: Row) -> Sequence[Any]:
-    prompt = row[next(name for name in _PROMPTS if name in row)]
-    completion = row[next(name for name in _COMPLETIONS if name in row)]
+    prompt, completion = first_of(row, PROMPTS), first_of(row, COMPLETIONS)
     messages: list[Any] = []
     if row.get("system"):
         messages.append({"role": "system", "content": row["system"]})
@@ -171,8 +214,13 @@ def _read_prompt_completion(row: Row) -> Sequence[Any]:
         elif value is None:
             raise DataError(f"{column} is null")
         else:
-            messages.extend(_sequence(value, column))
+            messages.extend(message_list(value, column))
     return messages
+
+
+def first_of(row: Row, names: Sequence[str]) -> Any:
+    """The value of the first of these columns that is there; None where none is."""
+    return next((row[name] for name in names if name in row), None)
 
 
 def _read_alpaca(row: Row) -> Sequence[Any]:
@@ -189,7 +237,12 @@ def _read_alpaca(row: Row) -> Sequence[Any]:
     return [*messages, {"role": "user", "content": question}, {"role": "assistant", "content": row["output"]}]
 
 
-def _sequence(value: Any, column: str) -> Sequence[Any]:
+def message_list(value: Any, column: str) -> Sequence[Any]:
+    """The list that a column holds, be it one or its JSON text.
+
+    Raises:
+        DataError: it holds something else.
+    """
     if isinstance(value, str):
         try:
             value = json.loads(value)  # tables often hold lists as JSON text
@@ -200,10 +253,16 @@ def _sequence(value: Any, column: str) -> Sequence[Any]:
     return value
 
 
-def _tools(value: Any) -> tuple[Mapping[str, Any], ...]:
+def tools_of(row: Row) -> tuple[Mapping[str, Any], ...]:
+    """What the row says may be called.
+
+    Raises:
+        DataError: it is not a list of objects.
+    """
+    value = row.get("tools")
     if value is None:
         return ()
-    tools = _sequence(value, "tools")
+    tools = message_list(value, "tools")
     if not all(isinstance(tool, Mapping) for tool in tools):
         raise DataError("tools must be a list of objects")
     return tuple(tools)
@@ -213,5 +272,6 @@ FORMATS = (
     Format("messages", (("messages",),), _read_messages),
     Format("sharegpt", (("conversations",),), _read_sharegpt),
     Format("alpaca", (("instruction",), ("output",)), _read_alpaca),
-    Format("prompt_completion", (_PROMPTS, _COMPLETIONS), _read_prompt_completion),
+    Format("prompt_completion", (PROMPTS, COMPLETIONS), _read_prompt_completion),
 )
+CONVERSATIONS = FormatTable("conversation", FORMATS, ("prompt", "completion"))

@@ -1,18 +1,18 @@
 """From a source to conversations on disk."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from crucible_train import files
 from crucible_train.config.redaction import hide_secrets
 from crucible_train.config.sections import DataConfig
-from crucible_train.data.conversations import Format, detect, named, read_row
-from crucible_train.data.rows import BadRow, Quarantine, Reason
+from crucible_train.data.conversations import CONVERSATIONS as CONVERSATION_FORMATS
+from crucible_train.data.conversations import Format, Row, read_row
+from crucible_train.data.rows import Quarantine
+from crucible_train.data.source_rows import SourceRows
 from crucible_train.data.tables import StoredDialogue, write_dialogues
-from crucible_train.errors import DataError
 from crucible_train.ports import DatasetStore
 
 CONVERSATIONS = "conversations.arrow"
@@ -63,33 +63,15 @@ def _read(store: DatasetStore, source: str, config: DataConfig, path: Path, quar
     Raises:
         DataError: the source cannot be read, or no format fits its rows.
     """
-    form: Format | None = None if config.format == "auto" else named(config.format)
-    columns: tuple[str, ...] = ()
     num_turns = 0
-    misfit: DataError | None = None
 
-    def dialogues() -> Iterator[StoredDialogue]:
-        nonlocal form, columns, num_turns, misfit
-        for row in islice(store.rows(source), config.max_rows):
-            if row.values is None:
-                quarantine.add(BadRow(row.where, Reason.UNREADABLE, row.problem or "unreadable", row.snippet))
-                continue
-            try:
-                form = form or detect([*config.columns, *row.values])
-                columns = columns or form.columns([*config.columns, *row.values]) or ()
-                dialogue = read_row(row.values, form, config.columns)
-                stored = StoredDialogue.of(dialogue, row.where)
-            except DataError as error:
-                if form is None:
-                    misfit = misfit or DataError(f"{hide_secrets(source)}: {error}")
-                    if config.on_bad_row == "stop":
-                        raise misfit from error
-                quarantine.add(BadRow(row.where, Reason.NOT_A_CONVERSATION, str(error)))
-                continue
-            num_turns += len(dialogue.messages)
-            yield stored
+    def stored(row: Row, form: Format[Sequence[Any]], renames: Mapping[str, str], where: str) -> StoredDialogue:
+        nonlocal num_turns
+        dialogue = read_row(row, form, renames)
+        found = StoredDialogue.of(dialogue, where)
+        num_turns += len(dialogue.messages)
+        return found
 
-    num_rows = write_dialogues(path, dialogues())
-    if form is None and misfit is not None:
-        raise misfit
-    return _Reading(form.name if form else "none", columns, num_rows, num_turns)
+    rows = SourceRows(CONVERSATION_FORMATS, stored, config, quarantine)
+    num_rows = write_dialogues(path, rows.read(store, source))
+    return _Reading(rows.format.name if rows.format else "none", rows.columns, num_rows, num_turns)

@@ -58,7 +58,7 @@ def render_rows(
     good: list[tuple[int, npt.NDArray[np.int32], npt.NDArray[np.float32]]] = []
     bad_rows: list[BadRow] = []
     for row, dialogue, found in zip(rows.tolist(), read, rendered, strict=True):
-        problem = _picture(dialogue.messages) or _problem(found, config.max_length, max_positions)
+        problem = has_picture(dialogue.messages) or why_not_trained(found, config.max_length, max_positions)
         if problem is not None:
             bad_rows.append(BadRow(dialogues.where(row), *problem))
         elif not isinstance(found, RenderError):
@@ -68,7 +68,7 @@ def render_rows(
     return RenderedRows(example_batch(examples), bad_rows)
 
 
-def _picture(messages: Sequence[Message]) -> tuple[Reason, str] | None:
+def has_picture(messages: Sequence[Message]) -> tuple[Reason, str] | None:
     """Why a conversation with a picture is set aside."""
     for index, message in enumerate(messages):
         if isinstance(message.content, tuple) and any(isinstance(part, ImagePart) for part in message.content):
@@ -76,7 +76,7 @@ def _picture(messages: Sequence[Message]) -> tuple[Reason, str] | None:
     return None
 
 
-def _problem(
+def why_not_trained(
     found: Sequence[RenderedExample] | RenderError, max_length: int, max_positions: float
 ) -> tuple[Reason, str] | None:
     """Why a conversation cannot be trained, if it cannot."""

@@ -18,7 +18,7 @@ from crucible_train.data.examples import Example
 from crucible_train.errors import DataError
 from crucible_train.types import conversation
 
-_ROWS_A_BATCH = 1024
+ROWS_A_BATCH = 1024
 _DIALOGUES = pa.schema([("messages", pa.string()), ("tools", pa.string()), ("where", pa.string())])
 EXAMPLES = pa.schema(
     [
@@ -58,43 +58,45 @@ def write_dialogues(path: Path, dialogues: Iterable[StoredDialogue]) -> int:
 
     def batches() -> Iterator[pa.RecordBatch]:
         iterator = iter(dialogues)
-        while rows := list(islice(iterator, _ROWS_A_BATCH)):
+        while rows := list(islice(iterator, ROWS_A_BATCH)):
             columns = [[row.messages for row in rows], [row.tools for row in rows], [row.where for row in rows]]
             yield pa.record_batch(columns, schema=_DIALOGUES)
 
-    return _write(path, _DIALOGUES, batches())
+    return write_table(path, _DIALOGUES, batches())
 
 
 def example_batch(examples: Sequence[Example]) -> pa.RecordBatch:
     """Rendered examples as a batch of their table."""
-    tokens = _lists([example.tokens_T for example in examples], pa.int32())
-    weights = _lists([example.weights_T for example in examples], pa.float32())
-    rows = _column(np.array([example.row for example in examples], np.int64), pa.int64())
-    num_bytes = _column(np.array([example.num_bytes for example in examples], np.int64), pa.int64())
+    tokens = list_column([example.tokens_T for example in examples], pa.int32())
+    weights = list_column([example.weights_T for example in examples], pa.float32())
+    rows = column(np.array([example.row for example in examples], np.int64), pa.int64())
+    num_bytes = column(np.array([example.num_bytes for example in examples], np.int64), pa.int64())
     return pa.record_batch([tokens, weights, rows, num_bytes], schema=EXAMPLES)
 
 
 def write_examples(path: Path, examples: Iterable[Example]) -> int:
     """Write rendered examples; how many there were."""
     iterator = iter(examples)
-    return write_example_batches(path, map(example_batch, iter(lambda: list(islice(iterator, _ROWS_A_BATCH)), [])))
+    return write_example_batches(path, map(example_batch, iter(lambda: list(islice(iterator, ROWS_A_BATCH)), [])))
 
 
 def write_example_batches(path: Path, batches: Iterable[pa.RecordBatch]) -> int:
     """Write batches of rendered examples; how many examples there were."""
-    return _write(path, EXAMPLES, batches)
+    return write_table(path, EXAMPLES, batches)
 
 
-class _Table:
+class Table:
     """A memory-mapped Arrow file whose rows are found without reading the others."""
 
     def __init__(self, path: Path) -> None:
+        """Map a file."""
         self._source = pa.memory_map(str(path))
         reader = pa.ipc.open_file(self._source)
         self._batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
         self._starts = [0, *accumulate(batch.num_rows for batch in self._batches)]
 
     def __len__(self) -> int:
+        """How many rows there are."""
         return int(self._starts[-1])
 
     def _place(self, index: int) -> tuple[pa.RecordBatch, int]:
@@ -104,7 +106,7 @@ class _Table:
         return self._batches[number], index - self._starts[number]
 
 
-class Dialogues(_Table):
+class Dialogues(Table):
     """Conversations by number."""
 
     def __getitem__(self, index: int) -> Dialogue:
@@ -120,13 +122,13 @@ class Dialogues(_Table):
         return str(batch.column("where")[place].as_py())
 
 
-class Examples(_Table):
+class Examples(Table):
     """Rendered examples by number; tokens and weights are views of the mapped file."""
 
     def __getitem__(self, index: int) -> Example:
         """One example."""
         batch, place = self._place(index)
-        tokens, weights = (_view(batch.column(name), place) for name in ("tokens", "weights"))
+        tokens, weights = (view(batch.column(name), place) for name in ("tokens", "weights"))
         return Example(tokens, weights, batch.column("row")[place].as_py(), batch.column("num_bytes")[place].as_py())
 
     def __iter__(self) -> Iterator[Example]:
@@ -139,7 +141,8 @@ class Examples(_Table):
         return np.concatenate(parts).astype(np.int64) if parts else np.zeros(0, np.int64)
 
 
-def _write(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> int:
+def write_table(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> int:
+    """Write batches of a table; how many rows there were."""
     num_rows = 0
     with files.atomic_open(path) as file, pa.ipc.new_file(file, schema) as writer:
         for batch in batches:
@@ -148,19 +151,21 @@ def _write(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> 
     return num_rows
 
 
-def _lists(arrays: Sequence[npt.NDArray[Any]], kind: pa.DataType) -> pa.ListArray:
+def list_column(arrays: Sequence[npt.NDArray[Any]], kind: pa.DataType) -> pa.ListArray:
+    """A column of lists of these values."""
     offsets = np.cumsum([0, *(array.size for array in arrays)], dtype=np.int32)
     values = np.concatenate(arrays) if arrays else np.zeros(0, kind.to_pandas_dtype())
-    return pa.ListArray.from_arrays(_column(offsets, pa.int32()), _column(values, kind))
+    return pa.ListArray.from_arrays(column(offsets, pa.int32()), column(values, kind))
 
 
-def _column(values: npt.NDArray[Any], kind: pa.DataType) -> pa.Array:
+def column(values: npt.NDArray[Any], kind: pa.DataType) -> pa.Array:
     """A column of these values; ``pa.array`` would import pandas first."""
     buffer = pa.py_buffer(np.ascontiguousarray(values, kind.to_pandas_dtype()))
     return pa.Array.from_buffers(kind, values.size, [None, buffer])
 
 
-def _view(column: pa.ListArray, place: int) -> npt.NDArray[Any]:
+def view(column: pa.ListArray, place: int) -> npt.NDArray[Any]:
+    """One list of a column, without a copy."""
     start, end = column.offsets[place].as_py(), column.offsets[place + 1].as_py()
     view: npt.NDArray[Any] = column.values.slice(start, end - start).to_numpy(zero_copy_only=True)
     return view

@@ -123,6 +123,24 @@ def compare_figure(
     return [_means(name, left, right, seed, lower_is_better=True)]
 
 
+def compare_preferences(
+    before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]], seed: int
+) -> list[Compared]:
+    """Compare two models on the same held-out preferences: accuracy, margin and loss.
+
+    Raises:
+        ValueError: the two are not over the same preferences.
+    """
+    pairs = _pairs(before, after, "preference")
+    if not pairs:
+        return []
+    figures = {
+        name: [np.array([row[name] for row in side], np.float64) for side in zip(*pairs, strict=True)]
+        for name in ("accuracy", "margin", "loss")
+    }
+    return [_means(name, left, right, seed, lower_is_better=name == "loss") for name, (left, right) in figures.items()]
+
+
 def _means(
     name: str,
     before: npt.NDArray[np.float64],
@@ -131,8 +149,8 @@ def _means(
     *,
     lower_is_better: bool = False,
 ) -> Compared:
-    """Two means over the same examples; shares where every value is 0 or 1, and more is better."""
-    if not lower_is_better and np.isin([before, after], (0.0, 1.0)).all():
+    """Two means over the same examples; shares where every value is 0 or 1."""
+    if np.isin([before, after], (0.0, 1.0)).all():
         return _rates(name, (before == 1.0).tolist(), (after == 1.0).tolist())
     ones = np.ones(before.size)
     return Compared(

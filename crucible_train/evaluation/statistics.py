@@ -45,8 +45,12 @@ def paired_ratio_interval(
     return ratio_interval(after_E - before_E, counts_E, seed, confidence)
 
 
-def rate_interval(num_hits: int, num_trials: int, confidence: float = 0.95) -> Interval:
-    """A share of successes with Wilson's score interval (1927), which stays in [0, 1] and works for small numbers."""
+def rate_interval(num_hits: float, num_trials: int, confidence: float = 0.95) -> Interval:
+    """A share of successes with Wilson's score interval (1927), which stays in [0, 1] and works for small numbers.
+
+    Hits may be counted in part: values between 0 and 1 vary less than hits of the same mean, so the interval is a
+    little wide for them.
+    """
     if num_trials == 0:
         return Interval(math.nan, 0.0, 1.0)
     z = _z(confidence)

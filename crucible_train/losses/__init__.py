@@ -11,9 +11,36 @@ Axes: S scored positions.
 from collections.abc import Mapping
 
 from crucible_train.errors import ConfigError
-from crucible_train.losses import cispo, cross_entropy, divergence, dro, gspo, importance_sampling, ppo
+from crucible_train.losses import (
+    cispo,
+    cross_entropy,
+    divergence,
+    dpo,
+    dro,
+    gspo,
+    importance_sampling,
+    ipo,
+    kto,
+    orpo,
+    ppo,
+    simpo,
+)
 from crucible_train.losses.base import DistributionLoss, LossFunction
-from crucible_train.types import CISPO, DRO, GSPO, PPO, CrossEntropy, Divergence, ImportanceSampling, Loss
+from crucible_train.types import (
+    CISPO,
+    DPO,
+    DRO,
+    GSPO,
+    IPO,
+    KTO,
+    ORPO,
+    PPO,
+    CrossEntropy,
+    Divergence,
+    ImportanceSampling,
+    Loss,
+    SimPO,
+)
 
 LOSSES: Mapping[type, LossFunction | DistributionLoss] = {
     CrossEntropy: cross_entropy.FUNCTION,
@@ -22,6 +49,11 @@ LOSSES: Mapping[type, LossFunction | DistributionLoss] = {
     CISPO: cispo.FUNCTION,
     DRO: dro.FUNCTION,
     GSPO: gspo.FUNCTION,
+    DPO: dpo.FUNCTION,
+    IPO: ipo.FUNCTION,
+    KTO: kto.FUNCTION,
+    ORPO: orpo.FUNCTION,
+    SimPO: simpo.FUNCTION,
     Divergence: divergence.FUNCTION,
 }
 

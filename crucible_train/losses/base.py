@@ -21,22 +21,25 @@ class LossFunction:
     Attributes:
         per_position: the function.
         scope: ``token`` where a position's loss depends on that position alone, so that its gradient can be formed with
-            the logits at hand; ``datum`` where it depends on the whole datum.
+            the logits at hand; ``datum`` where it depends on the whole datum; ``pair`` where it depends on all datums
+            that have the same value of ``coupled_by``, which are then given together.
         required: the inputs a datum must have besides ``target_tokens``.
         optional: those it may have besides ``weights``.
         also_scored: inputs whose values other than 0 mark positions that the loss reads whatever their weight.
         counted_by: the input whose values other than 0 say which positions count where there are no ``weights``; None
             counts all.
+        coupled_by: the input that numbers the pair a datum belongs to, for ``pair``.
         takes_several: whether a position may have several targets, each with its weight: (N, K).
     """
 
     per_position: PerPosition
-    scope: Literal["token", "datum"]
+    scope: Literal["token", "datum", "pair"]
     required: tuple[str, ...]
     optional: tuple[str, ...] = ()
     counted_by: str | None = None
     also_scored: tuple[str, ...] = ()
     takes_several: bool = False
+    coupled_by: str | None = None
 
 
 PerRow = Callable[[Any, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -53,7 +56,7 @@ class DistributionLoss:
 
     Attributes:
         per_row: the function.
-        required, optional, counted_by, also_scored, takes_several: as in ``LossFunction``.
+        required, optional, counted_by, also_scored, takes_several, coupled_by: as in ``LossFunction``.
     """
 
     per_row: PerRow
@@ -62,6 +65,7 @@ class DistributionLoss:
     counted_by: str | None = None
     also_scored: tuple[str, ...] = ()
     takes_several: bool = False
+    coupled_by: str | None = None
 
 
 POLICY_INPUTS = ("logprobs", "advantages")

@@ -3,7 +3,7 @@
 from crucible_train.ports.blob_store import BlobStore
 from crucible_train.ports.dataset_store import DatasetStore, SourceInfo, SourceRow
 from crucible_train.ports.metrics_logger import METRIC_AREAS, MetricsLogger, RunInfo, RunStatus
-from crucible_train.ports.sampling import SamplingClient
+from crucible_train.ports.sampling import NextTokenScorer, SamplingClient
 from crucible_train.ports.tokenizer import Encoded, Tokenizer
 from crucible_train.ports.training import ModelInfo, StepOutput, TrainingClient
 
@@ -14,6 +14,7 @@ __all__ = [
     "Encoded",
     "MetricsLogger",
     "ModelInfo",
+    "NextTokenScorer",
     "RunInfo",
     "RunStatus",
     "SamplingClient",

@@ -31,3 +31,11 @@ class SamplingClient(Protocol):
 
         The most likely comes first. None for the first position.
         """
+
+
+@runtime_checkable
+class NextTokenScorer(Protocol):
+    """What a sampling client may offer besides: scoring the next token alone, where a whole prompt costs more."""
+
+    async def next_logprobs(self, prompt: ModelInput, tokens: Sequence[int]) -> Sequence[float]:
+        """The log-probability of each of some tokens as the one after ``prompt``: ``compute_logprobs``'s last."""

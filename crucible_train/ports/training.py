@@ -91,7 +91,9 @@ class TrainingClient(Protocol):
         """
 
     def sampling_client(self, *, with_adapter: bool = True) -> SamplingClient:
-        """A client that samples the current weights; without the adapter, those of the base model.
+        """A client that samples the current weights; nothing it gives depends on what was sampled before.
+
+        Without the adapter, the weights are those of the base model.
 
         Raises:
             TrainingError: there is no adapter to switch off.

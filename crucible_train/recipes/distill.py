@@ -13,7 +13,7 @@ as if it had read that, too. Axes: P problems of a batch, G answers to a problem
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -41,7 +41,8 @@ from crucible_train.loop.training import (
 from crucible_train.ports import SamplingClient, TrainingClient
 from crucible_train.rl.config import ChatConfig, EnvConfig, RLEvalConfig, RLOptimConfig, ScheduleConfig
 from crucible_train.rl.environment import EnvGroupBuilder, TrajectoryGroup
-from crucible_train.rl.metrics import group_metrics
+from crucible_train.rl.lockstep import Lockstep, seats_of
+from crucible_train.rl.metrics import group_metrics, progress
 from crucible_train.rl.pipeline import Pipeline
 from crucible_train.rl.rollout_config import RolloutConfig
 from crucible_train.rl.rollouts import OnFailure, rollout_group
@@ -182,27 +183,38 @@ async def train(
     rollout = config.rollout.model_copy(update={"max_context": room})
     roles = _Roles(config, client, around)
 
-    async def play(index: int) -> TrajectoryGroup | None:
-        who, builder = roles.writer(index)
-        seed, now = fold(config.seed, "rollout", index), roles.num_steps
-        size = config.train.num_generations
-        with around.span(builder.problem, "rollouts"):
-            group = await rollout_group(builder, size, who, rollout, seed, now, on_failure=around.on_failure)
-        by_teacher = roles.is_by_teacher(index)
+    def gather(num_groups: int) -> SamplingClient:
+        fresh = client.sampling_client()  # what was sampled before has no say in how this is rounded
+        num_seats = num_groups * config.train.num_generations
+        return Lockstep(fresh, num_seats, roles.num_steps) if config.schedule.lockstep else fresh
+
+    async def play(index: int, sampler: SamplingClient) -> TrajectoryGroup | None:
+        seed, size = fold(config.seed, "rollout", index), config.train.num_generations
+        with ExitStack() as stack:
+            seats = stack.enter_context(seats_of(sampler, size))  # first, so that nobody waits for what cannot be made
+            who, builder = roles.writer(index, seats)
+            by_teacher = who is not seats
+            if by_teacher:
+                stack.close()  # the student's answers do not wait for the teacher's
+            with around.span(builder.problem, "rollouts"):
+                group = await rollout_group(
+                    builder, size, who, rollout, seed, roles.num_steps, on_failure=around.on_failure
+                )
         return replace(group, tags=(*group.tags, BY_TEACHER)) if group is not None and by_teacher else group
 
-    async with Pipeline(play, config.schedule, num_problems) as pipeline:
+    async with Pipeline(play, config.schedule, num_problems, gather) as pipeline:
 
         async def take_step(step: int) -> StepDone:
             roles.step = step
-            pipeline.look_ahead(num_steps - step)
+            await pipeline.look_ahead(num_steps - step)
             work = _Step(roles, step, adam_params(config.train, schedule.rate(step)))
             with around.span("sample", "training"):
                 groups = [group async for part in pipeline.parts() for group in part]
             work.sample_s = time.monotonic() - work.started
             done = await work.learn(groups)
             pipeline.finish_step()
-            return done
+            num_train = around.student.problems.num_train
+            return replace(done, metrics={**done.metrics, **progress(pipeline.num_trained, num_train)})
 
         def kept_rollouts() -> Mapping[str, bytes]:
             pipeline.stop()  # after settle nothing is left to stop; a save in haste does not wait for episodes
@@ -237,11 +249,11 @@ class _Roles:
         share = self.config.lesson.student_share
         return share < 1 and float(generator(self.config.seed, "who answers", index).random()) >= share
 
-    def writer(self, index: int) -> tuple[SamplingClient, EnvGroupBuilder]:
+    def writer(self, index: int, student: SamplingClient) -> tuple[SamplingClient, EnvGroupBuilder]:
         """Who answers this problem, and the problem as it sees it."""
         builder = self.around.student.problems.train(index)
         if not self.is_by_teacher(index):
-            return self.client.sampling_client(), builder
+            return student, builder
         teacher = self.around.teachers.of(builder.tags)
         return teacher.client, _same(teacher, teacher.reader.problems.train(index), builder)
 
@@ -285,7 +297,6 @@ class _Step:
         roles, config, around = self.roles, self.roles.config, self.roles.around
         metrics = group_metrics(groups, self.step) | {
             "optim/learning_rate": self.adam.learning_rate,
-            "progress/epoch": (self.step + 1) / config.train.max_steps,
         }
         by_teacher = await roles.pairs(groups, self.step)
         taught = {

@@ -17,15 +17,8 @@ from crucible_train.ports import Tokenizer
 from crucible_train.renderers.answers import AnswerReader, Delta, Ending, ParsedResponse, Termination
 from crucible_train.renderers.checks import check_tools, refuse_all_but_text
 from crucible_train.renderers.jobs import Job, refuse_lone_surrogates
-from crucible_train.renderers.layouts import Layout, filled, layout_of, plain, probe
-from crucible_train.renderers.pieces import (
-    BREAK,
-    Asks,
-    EncodedPieces,
-    Piece,
-    control_id,
-    encode_pieces,
-)
+from crucible_train.renderers.layouts import Layout, filled, layout_of, probe
+from crucible_train.renderers.pieces import BREAK, Asks, EncodedPieces, Piece, control_id, encode_pieces
 from crucible_train.renderers.stretches import stretches
 from crucible_train.renderers.train_on_what import TrainOnWhat, trained_messages, why_nothing_is_trained
 from crucible_train.types import Message, ModelInput, conversation
@@ -214,20 +207,11 @@ class Renderer(ABC):
         self, dialogues: Sequence[tuple[Messages, Tools]], mode: TrainOnWhat, *, is_whole: bool
     ) -> list[Example | None]:
         """Plain conversations that are one example, filled into their layouts; None for any other."""
-        made: list[Example | None] = [None] * len(dialogues)
         if self.verbatim is None:
-            return made
-        places: list[int] = []
-        laid: list[tuple[Layout, Sequence[str]]] = []
-        for place, (messages, tools) in enumerate(dialogues):
-            found = plain(messages, self.verbatim) if tools is None else None
-            layout = None if found is None else self._layout(found.roles, mode, is_whole=is_whole)
-            if found is not None and layout is not None:
-                places.append(place)
-                laid.append((layout, found.texts))
-        for place, example in zip(places, filled(laid, self.tokenizer), strict=True):
-            made[place] = example
-        return made
+            return [None] * len(dialogues)
+        return filled(
+            dialogues, self.verbatim, lambda roles: self._layout(roles, mode, is_whole=is_whole), self.tokenizer
+        )
 
     def _layout(self, roles: tuple[str, ...], mode: TrainOnWhat, *, is_whole: bool) -> Layout | None:
         key = (is_whole, mode, roles)
@@ -403,8 +387,4 @@ class Renderer(ABC):
 
 
 def _weights(encoded: EncodedPieces, trained: frozenset[int], mode: TrainOnWhat) -> npt.NDArray[np.float32]:
-    if mode is TrainOnWhat.ALL_TOKENS:
-        weights = np.ones(len(encoded), np.float32)
-        weights[:1] = 0.0  # nothing stands before the first token, so nothing predicts it
-        return weights
-    return encoded.weights(trained)
+    return encoded.all_weights() if mode is TrainOnWhat.ALL_TOKENS else encoded.weights(trained)

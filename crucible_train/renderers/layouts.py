@@ -5,7 +5,7 @@ roles alone, so it is listed once for conversations of these roles, and all othe
 put between ids that are known.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -177,7 +177,31 @@ class _Drawing:
         return 1.0 if piece.is_output and piece.message in self._trained else 0.0
 
 
-def filled(laid: Sequence[tuple[Layout, Sequence[str]]], tokenizer: Tokenizer) -> list[Rendered | None]:
+def filled(
+    dialogues: Sequence[tuple[object, object]],
+    marks: Sequence[str],
+    layout_for: Callable[[tuple[str, ...]], Layout | None],
+    tokenizer: Tokenizer,
+) -> list[Rendered | None]:
+    """Conversations with their tools, filled into the layouts of their roles; None for any that is not plain.
+
+    None also for one that has tools, whose texts hold a mark, or whose roles have no layout.
+    """
+    made: list[Rendered | None] = [None] * len(dialogues)
+    places: list[int] = []
+    laid: list[tuple[Layout, Sequence[str]]] = []
+    for place, (messages, tools) in enumerate(dialogues):
+        found = plain(messages, marks) if tools is None else None
+        layout = None if found is None else layout_for(found.roles)
+        if found is not None and layout is not None:
+            places.append(place)
+            laid.append((layout, found.texts))
+    for place, example in zip(places, _filled(laid, tokenizer), strict=True):
+        made[place] = example
+    return made
+
+
+def _filled(laid: Sequence[tuple[Layout, Sequence[str]]], tokenizer: Tokenizer) -> list[Rendered | None]:
     """Conversations with their weights; None where texts cannot be encoded, or a token joins a header and its text."""
     if not laid:
         return []

@@ -95,6 +95,12 @@ class EncodedPieces:
         values = [1.0 if is_output and message in messages else 0.0 for _, message, is_output in self.segments]
         return np.repeat(np.array(values, np.float32), [num for num, _, _ in self.segments])
 
+    def all_weights(self) -> npt.NDArray[np.float32]:
+        """One for each token but the first: nothing stands before that one, so nothing predicts it; shape (T,)."""
+        weights = np.ones(len(self), np.float32)
+        weights[:1] = 0.0
+        return weights
+
     def output_end(self, message: int) -> int:
         """Where the last token stands that a message wrote, and one further; nought where it wrote none."""
         end = position = 0

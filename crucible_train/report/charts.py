@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 Record = Mapping[str, Any]
 
 _INK, _FAINT, _TRAIN, _HELD_OUT = "#1f2430", "#d5d9e0", "#4063d8", "#d1495b"
+_PREFERENCES = ("preferences of the step", "held-out preferences")
 _STYLE = {
     "font.size": 10,
     "axes.edgecolor": _FAINT,
@@ -43,12 +44,39 @@ def loss_chart(metrics: Sequence[Record]) -> Figure:
 
 def reward_chart(metrics: Sequence[Record]) -> Figure:
     """Mean reward of every step's answers, and of the held-out problems where they were played."""
+    return _two_lines(metrics, "reward/mean", "eval/reward", ("answers of the step", "held-out problems"), "reward")
+
+
+def preference_loss_chart(metrics: Sequence[Record]) -> Figure:
+    """Loss of every step's preferences, and of the held-out ones where they were measured."""
+    return _two_lines(metrics, "train/loss", "eval/loss", _PREFERENCES, "loss", "upper right")
+
+
+def accuracy_chart(metrics: Sequence[Record]) -> Figure:
+    """Share of every step's preferences that the model has the same, and of the held-out ones."""
+    return _two_lines(metrics, "train/accuracy", "eval/accuracy", _PREFERENCES, "accuracy")
+
+
+def margin_chart(metrics: Sequence[Record]) -> Figure:
+    """Mean margin of rewards of every step's preferences, and of the held-out ones."""
+    return _two_lines(metrics, "train/margin", "eval/margin", _PREFERENCES, "margin of rewards")
+
+
+def _two_lines(
+    metrics: Sequence[Record],
+    trained: str,
+    held_out: str,
+    labels: tuple[str, str],
+    what: str,
+    legend: Literal["upper right", "lower right"] = "lower right",
+) -> Figure:
+    """A metric of every step, and one of what is held out."""
 
     def draw(axes: Axes) -> None:
-        _line(axes, metrics, "reward/mean", _TRAIN, "answers of the step")
-        _line(axes, metrics, "eval/reward", _HELD_OUT, "held-out problems", marker="o")
-        axes.set_ylabel("reward")
-        axes.legend(loc="lower right")
+        _line(axes, metrics, trained, _TRAIN, labels[0])
+        _line(axes, metrics, held_out, _HELD_OUT, labels[1], marker="o")
+        axes.set_ylabel(what)
+        axes.legend(loc=legend)
 
     return _figure(draw, (7.4, 3.4))
 
@@ -104,4 +132,9 @@ def _line(axes: Axes, records: Sequence[Record], name: str, colour: str, label: 
     points = [(record["step"], record[name]) for record in records if name in record]
     if points:
         steps, values = zip(*points, strict=True)
-        axes.plot(steps, values, color=colour, label=label, linewidth=1.6, marker=marker, markersize=5)
+        axes.plot(steps, values, color=colour, label=label, linewidth=1.6, marker=marker or _dot(steps), markersize=5)
+
+
+def _dot(steps: Sequence[int]) -> str:
+    """A single value is a point: a line through it would not be seen."""
+    return "o" if len(steps) == 1 else ""

@@ -92,10 +92,17 @@ def _num_shared(trajectories: Sequence[Trajectory]) -> int:
     if not trajectories:
         return 0
     first, *others = (trajectory.messages for trajectory in trajectories)
-    for place, message in enumerate(first):
-        if message.role == "assistant" or any(other[place : place + 1] != (message,) for other in others):
+    for place, message in enumerate(first[: min(map(_first_answer, trajectories))]):
+        if any(other[place : place + 1] != (message,) for other in others):
             return place
-    return len(first)
+    return min(map(_first_answer, trajectories))
+
+
+def _first_answer(trajectory: Trajectory) -> int:
+    """Where the policy first spoke: solved examples that stand before are the assistant's too."""
+    answers = [place for place, message in enumerate(trajectory.messages) if message.role == "assistant"]
+    num_own = min(len(trajectory.transitions), len(answers))
+    return answers[-num_own] if num_own else len(trajectory.messages)
 
 
 def _sample(
@@ -163,7 +170,7 @@ def _sound(text: str) -> str:
 
 
 def _number(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
+    return float(value) + 0.0 if math.isfinite(value) else None
 
 
 def _summed(turns: Sequence[Mapping[str, float]]) -> dict[str, float | None]:

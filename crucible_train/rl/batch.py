@@ -37,10 +37,15 @@ class TrainingBatch:
 def scored_groups(
     groups: Sequence[TrajectoryGroup], config: AlgorithmConfig, *, max_tokens: int
 ) -> tuple[ScoredGroup, ...]:
-    """Groups with their advantages. One whose advantages are all 0 teaches nothing, and may be left out."""
+    """Groups with their advantages.
+
+    One whose advantages are all 0 teaches nothing but what a penalty on the divergence does, and may be left out where
+    there is none.
+    """
+    keeps_all = not config.remove_constant_groups or config.kl_coef > 0
     shaped = [_shaped_rewards(group, config, max_tokens) for group in groups]
     return tuple(
-        ScoredGroup(group, values, bool(values.any()) or not config.remove_constant_groups)
+        ScoredGroup(group, values, keeps_all or bool(values.any()))
         for group, values in zip(groups, advantages(shaped, config.advantage), strict=True)
     )
 
@@ -48,16 +53,23 @@ def scored_groups(
 def training_batch(
     groups: Sequence[TrajectoryGroup], config: AlgorithmConfig, *, num_planned: int, max_tokens: int
 ) -> TrainingBatch:
-    """Turn groups into datums.
+    """Groups, scored and turned into datums: those of one optimizer step. As ``training_part`` otherwise."""
+    scored = scored_groups(groups, config, max_tokens=max_tokens)
+    return training_part(scored, config, num_planned=num_planned, max_tokens=max_tokens)
+
+
+def training_part(
+    scored: Sequence[ScoredGroup], config: AlgorithmConfig, *, num_planned: int, max_tokens: int
+) -> TrainingBatch:
+    """Turn scored groups into the datums of one optimizer step.
 
     Args:
-        groups: what was played.
-        config: how rewards become advantages, and how the loss is normalised.
+        scored: what was played, scored among all that was played with it.
+        config: how the loss is normalised.
         num_planned: trajectories an optimizer step is planned to have: what ``sequence`` and ``constant`` divide by,
             so that a group that teaches nothing, or is missing, does not make the others count for more.
         max_tokens: longest answer, for ``constant`` and for what overlong answers cost.
     """
-    scored = scored_groups(groups, config, max_tokens=max_tokens)
     counted = [
         (trajectory, float(advantage))
         for one in scored
@@ -75,7 +87,7 @@ def training_batch(
             _weight(config, trajectory.num_sampled_tokens, num_tokens, num_planned, max_tokens),
         )
     ]
-    return TrainingBatch(scored, tuple(datums))
+    return TrainingBatch(tuple(scored), tuple(datums))
 
 
 def with_kl_in_advantage(

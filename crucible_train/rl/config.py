@@ -11,15 +11,16 @@ from crucible_train.types import CISPO, DRO, GSPO, PPO, ImportanceSampling, Poli
 _CLIPPED: dict[str, type[PPO] | type[CISPO] | type[GSPO]] = {"ppo": PPO, "cispo": CISPO, "gspo": GSPO}
 
 
+Scalar = str | int | float | bool
+OptionValue = Scalar | list[Scalar] | dict[str, Scalar | list[Scalar] | None] | None
+"""What an option of an environment may be: ``{columns: {prompt: question}}`` names a mapping."""
+
+
 class EnvConfig(Section):
     """What the policy acts in."""
 
-    name: str = option(
-        "arithmetic", "environment: arithmetic, calculator, code, gsm8k, guess_the_number, prompts or reasoning_gym"
-    )
-    options: dict[str, str | int | float | bool | list[str | int | float] | None] = option(
-        {}, "its options, by name; python -m crucible_train.rl.environments lists them"
-    )
+    name: str = option("arithmetic", "one of those that python -m crucible_train.rl.environments lists")
+    options: dict[str, OptionValue] = option({}, "its options, by name; the same command lists them")
 
 
 class ChatConfig(ChatFormatConfig):
@@ -123,14 +124,25 @@ class ScheduleConfig(Section):
     max_steps_off_policy: int = option(
         1, "off_policy: how many batches sampling may run ahead, 1 or more", ge=1, advanced=True
     )
+    lockstep: bool = option(
+        True,
+        "ask for everybody's next turn at once, so that a run gives the same bits every time; false: as soon as each "
+        "environment has answered, which is quicker where environments are slow",
+        advanced=True,
+    )
     num_minibatches: int = option(4, "streamed: parts of a batch, 1 or more", ge=1, advanced=True)
 
 
 class RLOptimConfig(AdamConfig):
     """AdamW, its schedule and the size of a step."""
 
-    max_steps: int = option(40, "batches, 1 or more", ge=1)
-    groups_per_batch: int = option(8, "problems a batch, 1 or more", ge=1)
+    learning_rate: float | None = option(
+        None,
+        "peak rate, above 0; null: 8e-5 (4096 / hidden size)^0.8 for an adapter, a tenth of that without one",
+        gt=0,
+    )
+    max_steps: int = option(30, "batches, 1 or more", ge=1)
+    groups_per_batch: int = option(16, "problems a batch, 1 or more", ge=1)
     num_generations: int = option(8, "answers to each problem, 1 or more", ge=1)
 
 

@@ -1,13 +1,14 @@
 """One episode: an environment and a policy, turn by turn, until one of them or a limit ends it."""
 
-import asyncio
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from crucible_train.errors import Interrupted, RolloutError
 from crucible_train.ports import SamplingClient
+from crucible_train.rl.clock import Clock
 from crucible_train.rl.environment import CallsTools, Env, StepResult, StopReason, Trajectory, Transition, Turn
+from crucible_train.rl.lockstep import Seated
 from crucible_train.rl.rollout_config import RolloutConfig
 from crucible_train.seeds import fold
 from crucible_train.types import TokensWithLogprobs
@@ -63,24 +64,25 @@ class Episode:
     attempt: int = 0
     _transitions: list[Transition] = field(default_factory=list, init=False)
     _first: Turn | Exception | StopReason = field(default=StopReason.TIMEOUT, init=False)
-    _deadline: float | None = field(default=None, init=False)
+    _clock: Clock = field(init=False)
     _is_closed: bool = field(default=False, init=False)
 
     async def begin(self) -> None:
         """Have the first turn ready. What fails is told by ``play``."""
         config = self.policy.config
-        if config.timeout_s is not None:
-            self._deadline = asyncio.get_running_loop().time() + config.timeout_s
-        limit = asyncio.timeout_at(self._deadline)
+        self._clock, has_ended = Clock(config.timeout_s), False
         try:
             if isinstance(self.env, CallsTools):
                 self.env.limit_tool_calls(config.max_tool_calls)
-            async with limit:
-                self._first = await self.env.initial_turn()
+            try:
+                async with self._clock.running() as limit:
+                    self._first = await self.env.initial_turn()
+            finally:
+                has_ended = limit.expired()
         except Interrupted:
             raise
         except Exception as error:  # noqa: BLE001 - an environment may raise anything, and it is told by play
-            self._first = StopReason.TIMEOUT if limit.expired() else error
+            self._first = StopReason.TIMEOUT if has_ended else error
 
     async def play(self) -> Trajectory:
         """All turns. The environment is closed; what fails is kept on the trajectory.
@@ -106,12 +108,13 @@ class Episode:
         """Close the environment, once."""
         if not self._is_closed:
             self._is_closed = True
+            if isinstance(self.policy.client, Seated):
+                self.policy.client.leave()
             await self.env.close()
 
     async def _until_the_deadline(self) -> StopReason:
-        limit = asyncio.timeout_at(self._deadline)
         try:
-            async with limit:
+            async with self._clock.running() as limit:
                 return await self._turns()
         except TimeoutError:
             if limit.expired():
@@ -131,9 +134,8 @@ class Episode:
         room, limit = self._room(turn)
         if room < 1:
             return limit
-        config, policy_step = self.policy.config, self.policy.step()
-        answers = await self.policy.client.sample(turn.prompt, 1, config.params(turn, room, self._seed()))
-        [answer] = answers
+        config = self.policy.config
+        answer, policy_step = await self._asked(turn, room)
         try:
             result = await self.env.step(answer)
             _check(result)
@@ -147,6 +149,21 @@ class Episode:
             assert result.reason is not None
             return result.reason
         return StopReason.MAX_TURNS if len(self._transitions) >= config.max_turns else result.next_turn
+
+    async def _asked(self, turn: Turn, room: int) -> tuple[TokensWithLogprobs, int]:
+        """The answer to a turn, and how many optimizer steps the weights that wrote it had taken.
+
+        Whoever waits for others does so on their time.
+        """
+        client, step = self.policy.client, self.policy.step()
+        params = self.policy.config.params(turn, room, self._seed())
+        if not isinstance(client, Seated):
+            [answer] = await client.sample(turn.prompt, 1, params)
+            return answer, step
+        self._clock.stop()
+        [answer] = await client.sample(turn.prompt, 1, params)
+        self._clock.go_on()
+        return answer, client.step_of(params)
 
     def _room(self, turn: Turn) -> tuple[int, StopReason]:
         """How long the next answer may be, and what it means if it gets that long."""

@@ -5,8 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from crucible_train.errors import RolloutError
 from crucible_train.ports import SamplingClient
 from crucible_train.rl.environment import EnvGroupBuilder, Trajectory
+from crucible_train.rl.lockstep import Lockstep, seats_of
 from crucible_train.rl.rollout_config import RolloutConfig
 from crucible_train.rl.rollouts import OnFailure, rollout_group
 from crucible_train.seeds import fold
@@ -42,18 +44,29 @@ async def play_held_out(
     seed: int,
     on_failure: OnFailure = lambda _problem, _error: None,
 ) -> list[Played]:
-    """Play every problem once, all at the same time.
+    """Play every problem once, all at the same time, in lockstep.
 
     Raises:
-        RolloutError: an episode failed, and ``config`` tolerates none.
+        RolloutError: an episode failed, and ``config`` tolerates none; or all of them failed.
     """
+    failures: list[str] = []
+
+    def tell(problem: str, error: str) -> None:
+        failures.append(error)
+        on_failure(problem, error)
+
+    lockstep = Lockstep(client, len(problems))
 
     async def play(row: int, builder: EnvGroupBuilder) -> Played:
         draws = fold(seed, "held out", row)
-        group = await rollout_group(builder, 1, client, config, draws, lambda: 0, on_failure=on_failure)
+        with seats_of(lockstep, 1) as seat:
+            group = await rollout_group(builder, 1, seat, config, draws, lambda: 0, on_failure=tell)
         return Played(row, builder.problem, None if group is None else group.trajectories_G[0])
 
-    return list(await asyncio.gather(*(play(row, builder) for row, builder in enumerate(problems))))
+    played = list(await asyncio.gather(*(play(row, builder) for row, builder in enumerate(problems))))
+    if problems and all(one.trajectory is None for one in played):
+        raise RolloutError(f"all {len(played)} held-out episodes failed; the first: {failures[0]}")
+    return played
 
 
 def held_out_metrics(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -17,12 +17,15 @@ from itertools import pairwise
 from typing import Any
 
 from crucible_train.errors import CheckpointError
+from crucible_train.ports import SamplingClient
 from crucible_train.rl.config import ScheduleConfig
 from crucible_train.rl.environment import TrajectoryGroup
 from crucible_train.rl.group_json import group_from_json, group_to_json
 
-Play = Callable[[int], Awaitable[TrajectoryGroup | None]]
-"""Plays the problem of this number; None where its group is given up."""
+Play = Callable[[int, SamplingClient], Awaitable[TrajectoryGroup | None]]
+"""Plays the problem of this number with answers of this client; None where its group is given up."""
+_PASSES_TO_ASK = 24
+"""Of the event loop, until a group has made its environments, begun them, and asked: it takes half as many."""
 Game = asyncio.Future[TrajectoryGroup | None]
 
 
@@ -32,10 +35,21 @@ class Pipeline:
     A context: on leaving it, whatever is still being played is cancelled.
     """
 
-    def __init__(self, play: Play, schedule: ScheduleConfig, groups_per_batch: int) -> None:
-        """Begin with problem 0."""
+    def __init__(
+        self, play: Play, schedule: ScheduleConfig, groups_per_batch: int, gather: Callable[[int], SamplingClient]
+    ) -> None:
+        """Begin with problem 0.
+
+        Args:
+            play: plays a problem.
+            schedule: when.
+            groups_per_batch: problems of a batch.
+            gather: what samples for so many problems that begin together.
+        """
         self._play = play
+        self._gather = gather
         self._schedule = schedule
+        self._num_ahead = schedule.max_steps_off_policy if schedule.mode == "off_policy" else 0
         self._groups_per_batch = groups_per_batch
         self._next = 0
         self._next_of_step = 0
@@ -56,12 +70,17 @@ class Pipeline:
         for game in self._games.values():
             game.cancel()
 
-    def look_ahead(self, num_batches_left: int) -> None:
-        """Begin to play as far ahead as the schedule allows, the batch that comes next included."""
-        ahead = self._schedule.max_steps_off_policy if self._schedule.mode == "off_policy" else 0
-        num_batches = min(1 + ahead, num_batches_left)
-        for index in range(self._next, self._next + num_batches * self._groups_per_batch):
-            self._begin(index)
+    async def look_ahead(self, num_batches_left: int) -> None:
+        """Begin to play as far ahead as the schedule allows, the batch that comes next included.
+
+        On return, problems that need not wait for anything have asked for their first answers: so it is the weights of
+        now that give them, in every run alike.
+        """
+        for batch in range(min(1 + self._num_ahead, num_batches_left)):
+            first = self._next + batch * self._groups_per_batch
+            self._begin(range(first, first + self._groups_per_batch))
+        for _ in range(_PASSES_TO_ASK):
+            await asyncio.sleep(0)
 
     async def parts(self) -> AsyncIterator[Sequence[TrajectoryGroup]]:
         """The groups of the next batch, in the order of their problems: all at once, or part by part as they finish.
@@ -71,19 +90,22 @@ class Pipeline:
         num_groups = self._groups_per_batch
         num_parts = min(self._schedule.num_minibatches, num_groups) if self._schedule.mode == "streamed" else 1
         ends = [num_groups * (part + 1) // num_parts for part in range(num_parts)]
-        for index in range(self._next, self._next + num_groups):
-            self._begin(index)
+        self._begin(range(self._next, self._next + num_groups))
         for begin, end in pairwise([0, *ends]):
             yield await self.take(end - begin)
 
     async def take(self, num_problems: int) -> Sequence[TrajectoryGroup]:
         """The groups of the next problems, all at once."""
         indices = range(self._next, self._next + num_problems)
-        for index in indices:
-            self._begin(index)
+        self._begin(indices)
         groups = await _ends([self._games[index] for index in indices])
         self._next += num_problems
         return [group for group in groups if group is not None]
+
+    @property
+    def num_trained(self) -> int:
+        """How many problems are taken and trained on."""
+        return self._next_of_step
 
     def finish_step(self) -> None:
         """What was taken is trained on: it need not be kept any more."""
@@ -97,12 +119,14 @@ class Pipeline:
     def to_json(self) -> dict[str, Any]:
         """What a checkpoint keeps: the first problem that is not trained on, and the groups played from there on.
 
-        A problem that is still being played is played again by a run that goes on from here.
+        A problem that is still being played is played again by a run that goes on from here. So is the whole batch
+        where nothing is played ahead: the weights are those that played it, and answers that are sampled together must
+        be again, for what else is in a batch decides how log-probabilities are rounded.
         """
         finished = {
             index: game.result()
             for index, game in sorted(self._games.items())
-            if game.done() and not game.cancelled() and game.exception() is None
+            if self._num_ahead and game.done() and not game.cancelled() and game.exception() is None
         }
         return {
             "next_problem": self._next_of_step,
@@ -127,9 +151,13 @@ class Pipeline:
             game.set_result(None if value is None else group_from_json(value))
             self._games[index] = game
 
-    def _begin(self, index: int) -> None:
-        if index not in self._games:
-            self._games[index] = asyncio.ensure_future(self._play(index))
+    def _begin(self, indices: Sequence[int]) -> None:
+        """Begin those that are not begun yet; they are sampled for together."""
+        new = [index for index in indices if index not in self._games]
+        if new:
+            client = self._gather(len(new))
+            for index in new:
+                self._games[index] = asyncio.ensure_future(self._play(index, client))
 
 
 async def _ends(games: Sequence[Game]) -> list[TrajectoryGroup | None]:

@@ -4,31 +4,17 @@ An answer's reward is its mean over all comparisons it is in: 1 where it is pref
 other is. Asking in both orders takes away what a model gives for a place.
 """
 
-import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from inspect import isawaitable
-from itertools import permutations
-from typing import Protocol, runtime_checkable
+from collections.abc import Sequence
+from itertools import combinations
 
+from crucible_train.judges import Asked, PreferenceModel, judged
 from crucible_train.rl.environment import Trajectory
 from crucible_train.rl.prompts import GroupReward, Prompt
 from crucible_train.types import Message
 
 
-@runtime_checkable
-class PreferenceModel(Protocol):
-    """Says which of two answers is better."""
-
-    async def compare(self, prompt: Sequence[Message], a: Message, b: Message) -> float:
-        """1 where ``a`` is better without doubt, -1 where ``b`` is, 0 where neither."""
-
-
-Comparison = Callable[[Sequence[Message], Message, Message], float | Awaitable[float]]
-"""What ``PreferenceModel.compare`` is, as a function that may also answer at once."""
-
-
 async def preference_rewards(
-    compare: PreferenceModel | Comparison,
+    compare: Asked,
     prompt: Sequence[Message],
     trajectories_G: Sequence[Trajectory],
     scale: float = 1.0,
@@ -45,18 +31,16 @@ async def preference_rewards(
         ValueError: a comparison is not between -1 and 1, or an episode has no answer.
     """
     answers = [_answer(trajectory) for trajectory in trajectories_G]
-    pairs = [*permutations(range(len(answers)), 2)]
-    function = compare.compare if isinstance(compare, PreferenceModel) else compare
-    found = await asyncio.gather(*(_ask(function, prompt, answers[a], answers[b]) for a, b in pairs))
+    pairs = [*combinations(range(len(answers)), 2)]
+    found = await judged(compare, prompt, [(answers[a], answers[b]) for a, b in pairs])
     sums = [0.0] * len(answers)
-    for (a, b), preference in zip(pairs, found, strict=True):
-        sums[a] += preference
-        sums[b] -= preference
-    num_comparisons = max(2 * (len(answers) - 1), 1)
-    return [scale * total / num_comparisons for total in sums]
+    for (a, b), judgement in zip(pairs, found, strict=True):
+        sums[a] += judgement.score
+        sums[b] -= judgement.score
+    return [scale * total / max(len(answers) - 1, 1) for total in sums]
 
 
-def by_preference(compare: PreferenceModel | Comparison, scale: float = 1.0) -> GroupReward:
+def by_preference(compare: Asked, scale: float = 1.0) -> GroupReward:
     """``preference_rewards`` as the group reward of prompts from a data set."""
 
     async def reward(prompt: Prompt, trajectories_G: Sequence[Trajectory]) -> Sequence[float]:
@@ -65,15 +49,10 @@ def by_preference(compare: PreferenceModel | Comparison, scale: float = 1.0) -> 
     return reward
 
 
-async def _ask(function: Comparison, prompt: Sequence[Message], a: Message, b: Message) -> float:
-    asked = function(prompt, a, b)
-    preference = float(await asked if isawaitable(asked) else asked)
-    if not -1 <= preference <= 1:
-        raise ValueError(f"a comparison gave {preference}, which is not between -1 and 1")
-    return preference
-
-
 def _answer(trajectory: Trajectory) -> Message:
     if not trajectory.messages or trajectory.messages[-1].role != "assistant":
         raise ValueError("an episode that does not end with an answer cannot be compared")
     return trajectory.messages[-1]
+
+
+__all__ = ["Asked", "PreferenceModel", "by_preference", "preference_rewards"]

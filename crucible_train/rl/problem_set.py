@@ -124,8 +124,10 @@ class FiniteProblems(Generic[T]):
         items: all of them.
         key: what makes two of them the same.
         build: makes of one what is played.
-        held_out: how many of them are held out, drawn by the seed; or others that are held out in their stead.
+        held_out: how many of them are held out, drawn by the seed, but at most half of them; or others that are held
+            out in their stead.
         seed: decides what is held out, and the order of each pass.
+        build_held_out: makes of one that is held out what is played, where that is something else.
 
     Raises:
         ConfigError: none is left to train on.
@@ -138,34 +140,37 @@ class FiniteProblems(Generic[T]):
         build: Callable[[T], EnvGroupBuilder],
         held_out: int | Sequence[T],
         seed: int,
+        *,
+        build_held_out: Callable[[T], EnvGroupBuilder] | None = None,
     ) -> None:
         """Part what is trained from what is held out."""
         self._build, self._seed = build, seed
         different = {key(item): item for item in reversed(items)}
         if isinstance(held_out, int):
             keys = list(reversed(different))
-            order = generator(seed, "held out").permutation(len(keys))[:held_out]
+            order = generator(seed, "held out").permutation(len(keys))[: min(held_out, len(keys) // 2)]
             kept_back = {keys[place]: different[keys[place]] for place in order.tolist()}
         else:
             kept_back = {key(item): item for item in held_out}
-        self._train = [item for name, item in reversed(different.items()) if name not in kept_back]
-        if not self._train:
+        self.trained_items = [item for name, item in reversed(different.items()) if name not in kept_back]
+        self.held_out_items = list(kept_back.values())
+        if not self.trained_items:
             raise ConfigError(f"num_held_out: all of the {len(different)} different problems are held out")
-        self.held_out: Sequence[EnvGroupBuilder] = [build(item) for item in kept_back.values()]
+        self.held_out: Sequence[EnvGroupBuilder] = [(build_held_out or build)(item) for item in self.held_out_items]
         self._order = lru_cache(maxsize=2)(self._order_of)  # runs look at one pass, or at where two of them meet
 
     @property
     def num_train(self) -> int:
         """How many there are to train on."""
-        return len(self._train)
+        return len(self.trained_items)
 
     def train(self, index: int) -> EnvGroupBuilder:
         """The problem at any index of 0 or more."""
-        epoch, place = divmod(index, len(self._train))
-        return self._build(self._train[int(self._order(epoch)[place])])
+        epoch, place = divmod(index, len(self.trained_items))
+        return self._build(self.trained_items[int(self._order(epoch)[place])])
 
     def _order_of(self, epoch: int) -> npt.NDArray[np.int64]:
-        return generator(self._seed, "order", epoch).permutation(len(self._train))
+        return generator(self._seed, "order", epoch).permutation(len(self.trained_items))
 
 
 def digest(value: object) -> str:

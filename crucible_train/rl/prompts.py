@@ -27,7 +27,9 @@ class PromptSource(Section):
     columns: dict[str, str] = option({}, "renames before reading: our column name -> the file's", advanced=True)
     max_rows: int | None = option(None, "read only this many rows, 1 or more; null reads all", ge=1, advanced=True)
     held_out_dataset: str | None = option(None, "another data set, whose prompts are held out; null: num_held_out is")
-    num_held_out: int = option(64, "prompts that are held out where no data set of them is named, 0 or more", ge=0)
+    num_held_out: int = option(
+        64, "prompts that are held out where no data set of them is named, 0 or more; at most half of them are", ge=0
+    )
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -86,7 +88,7 @@ def read_prompts(
     name = hide_secrets(source)
     prompts: list[Prompt] = []
     problems: list[str] = []
-    form: Format | None = None
+    form: Format[Any] | None = None
     for row in islice(store.rows(source), max_rows):
         try:
             form = form or _format_of(row, columns)
@@ -104,14 +106,14 @@ def read_prompts(
     return prompts
 
 
-def _format_of(row: SourceRow, columns: Mapping[str, str]) -> Format:
+def _format_of(row: SourceRow, columns: Mapping[str, str]) -> Format[Any]:
     values = _values(row)
     if _is_prompt_alone([*columns, *values]):
         return named("prompt_completion")
     return detect([*columns, *values])
 
 
-def _prompt(row: SourceRow, form: Format, columns: Mapping[str, str]) -> Prompt:
+def _prompt(row: SourceRow, form: Format[Any], columns: Mapping[str, str]) -> Prompt:
     values = dict(_values(row))
     if is_alone := form.name == "prompt_completion" and _is_prompt_alone([*columns, *values]):
         values["completion"] = ""

@@ -12,7 +12,7 @@ class RolloutConfig(Section):
     """Limits and sampling of episodes. The answer that reaches a limit is still judged."""
 
     max_turns: int = option(16, "answers in an episode, 1 or more", ge=1)
-    max_tokens: int = option(256, "longest answer in tokens, 1 or more; one that is cut off ends the episode", ge=1)
+    max_tokens: int = option(128, "longest answer in tokens, 1 or more; one that is cut off ends the episode", ge=1)
     max_trajectory_tokens: int | None = option(
         None, "tokens of all answers of an episode together, 1 or more; null: no limit", ge=1, advanced=True
     )
@@ -22,9 +22,22 @@ class RolloutConfig(Section):
     max_context: int | None = option(
         None, "positions that a prompt and its answer take together, 2 or more; null: no limit", ge=2, advanced=True
     )
-    timeout_s: float | None = option(None, "seconds an episode may take, above 0; null: no limit", gt=0)
+    timeout_s: float | None = option(
+        None,
+        "seconds an episode may take, above 0; waiting with the others of its batch for answers is not counted; "
+        "null: no limit",
+        gt=0,
+    )
     temperature: float = option(1.0, "of the answers, 0 or more; 0 is greedy", ge=0)
     top_p: float = option(1.0, "of the answers, in (0, 1]", gt=0, le=1, advanced=True)
+    top_k: int = option(0, "of the answers: most likely tokens kept, 0 or more; 0 keeps all", ge=0, advanced=True)
+    min_p: float = option(
+        0.0,
+        "of the answers: tokens kept are this share as probable as the likeliest, in [0, 1]",
+        ge=0,
+        le=1,
+        advanced=True,
+    )
     on_error: Literal["fail_fast", "retry", "min_viable"] = option(
         "min_viable",
         "an episode that fails stops the run; or is tried again; or is left out where enough others are left",
@@ -52,6 +65,8 @@ class RolloutConfig(Section):
             temperature=self.temperature,
             top_p=self.top_p,
             seed=seed,
+            top_k=self.top_k,
+            min_p=self.min_p,
             stop_token_ids=tuple(stop for stop in turn.stop_sequences if isinstance(stop, int)),
             stop_texts=tuple(stop for stop in turn.stop_sequences if isinstance(stop, str)),
         )

@@ -13,6 +13,7 @@ from crucible_train.errors import Interrupted
 from crucible_train.ports import SamplingClient
 from crucible_train.rl.environment import Env, EnvGroupBuilder, StopReason, Trajectory, TrajectoryGroup
 from crucible_train.rl.episode import Episode, Policy
+from crucible_train.rl.lockstep import Seated
 from crucible_train.rl.rollout_config import RolloutConfig
 
 OnFailure = Callable[[str, str], None]
@@ -105,6 +106,9 @@ async def _attempt(
     builder: EnvGroupBuilder, samples: Sequence[int], policy: Policy, attempt: int
 ) -> Sequence[Trajectory]:
     """An episode for each of these numbers; where there are no environments, all of them fail."""
+    seats = policy.client if isinstance(policy.client, Seated) else None
+    if attempt and seats is not None:
+        seats.enter(len(samples))
     try:
         envs = await builder.make_envs(len(samples))
         if len(envs) != len(samples):
@@ -114,6 +118,9 @@ async def _attempt(
         raise
     except Exception as error:  # noqa: BLE001 - an environment may raise anything; its group alone is lost
         failure = policy.failure(f"{builder.problem}, making its environments", error)
+        if seats is not None:
+            for _ in samples:
+                seats.leave()
         return [Trajectory((), StopReason.ERROR, error=failure)] * len(samples)
     numbered = zip(samples, envs, strict=True)
     return await _play([Episode(env, policy, builder.problem, sample, attempt) for sample, env in numbered])

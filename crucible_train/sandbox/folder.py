@@ -8,7 +8,7 @@ import os
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -99,3 +99,34 @@ def reachable(path: Path) -> bool:
     """Whether any user can come to ``path`` and read it: every folder above lets others pass."""
     parents = path.resolve().parents
     return all(parent.stat().st_mode & stat.S_IXOTH for parent in parents) and bool(path.stat().st_mode & stat.S_IROTH)
+
+
+def nameless(pid: int, path: Path, most: int) -> int:
+    """Bytes on disk of files below ``path``'s file system that a process or its children hold, open or mapped, unnamed.
+
+    The count ends above ``most``. What this user may not look into counts 0: a process of the same user hides its
+    descriptors, and only root with the capability to trace sees them.
+    """
+    device = path.stat().st_dev
+    seen: set[int] = set()
+    held = 0
+    for one in _with_children(pid):
+        for kind in ("fd", "map_files"):
+            with suppress(OSError), os.scandir(f"/proc/{one}/{kind}") as found:
+                for entry in found:
+                    with suppress(OSError):
+                        info = entry.stat()
+                        is_hidden = info.st_nlink == 0 and info.st_dev == device and stat.S_ISREG(info.st_mode)
+                        if is_hidden and info.st_ino not in seen:
+                            seen.add(info.st_ino)
+                            held += info.st_blocks * 512
+                    if held > most:
+                        return held
+    return held
+
+
+def _with_children(pid: int) -> Iterator[int]:
+    yield pid
+    with suppress(OSError):
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            yield from _with_children(int(child))

@@ -17,7 +17,8 @@ class Limits:
         output_bytes: standard output and standard error together.
         value_bytes: the JSON of one returned value.
         file_bytes: one file.
-        folder_bytes: all files of its folder together.
+        folder_bytes: all files of its folder together. One that has lost its name while it is open or mapped counts
+            only where we are root and may trace: docs/sandbox.md says what bounds those elsewhere.
         num_files: files and folders in its folder; they may be nested 32 deep.
         num_open: open descriptors.
         num_threads: threads; there is always exactly one process.
@@ -51,7 +52,7 @@ class Status(StrEnum):
     OUTPUT = "output"  # more than output_bytes, or more results than fit the calls
     FILES = "files"  # more than num_files or folder_bytes
     KILLED = "killed"  # by a signal, such as a segmentation fault
-    MALFORMED = "malformed"  # results that are not what the launcher writes: the program wrote them itself
+    MALFORMED = "malformed"  # lines on the channel that the launcher would not have written
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from pathlib import Path
 from threading import Event
 
 from crucible_train.errors import SandboxError
-from crucible_train.sandbox.folder import usage
+from crucible_train.sandbox.folder import nameless, usage
 from crucible_train.sandbox.limits import Limits, Status
 
 _START_S = 60.0  # until the launcher says it is ready; a machine with 64 runs at once may be slow
@@ -159,7 +159,7 @@ class Supervisor:
                     return Status.TIMEOUT
                 if now - looked >= _TICK_S:
                     looked = now
-                    if not self._folder_fits():
+                    if not self._folder_fits(process.pid):
                         return Status.FILES
 
     def _note_inside(self, news: int | None, events: list[tuple[int, int]], poll: select.poll) -> None:
@@ -187,9 +187,12 @@ class Supervisor:
             return False
         return now - self._started > self._limits.wall_s
 
-    def _folder_fits(self) -> bool:
+    def _folder_fits(self, pid: int) -> bool:
         entries, held = usage(self._folder, self._limits.num_files)
-        return entries <= self._limits.num_files and held <= self._limits.folder_bytes
+        if entries > self._limits.num_files or held > self._limits.folder_bytes:
+            return False
+        left = self._limits.folder_bytes - held
+        return nameless(pid, self._folder, left) <= left
 
 
 @contextlib.contextmanager

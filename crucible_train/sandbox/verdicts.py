@@ -10,7 +10,8 @@ from crucible_train.errors import DataError
 from crucible_train.sandbox.execution import PlainCall, Run
 from crucible_train.sandbox.limits import Result, Status
 
-_TOLERANCE = 1e-6
+_RELATIVE = 1e-6  # of the larger of two numbers
+_ABSOLUTE = 1e-12  # beside an expected 0, what rounding leaves; a wrong small number is no 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +106,7 @@ def _reads_as(text: str, expected: Any) -> bool:
 
 
 def same(value: Any, expected: Any) -> bool:
-    """Equality of JSON values: truth values only equal themselves, numbers to 1e-6 where one of them is a float."""
+    """Equality of JSON values: truth values only equal themselves, numbers to a millionth where one is a float."""
     if isinstance(value, bool) or isinstance(expected, bool):
         return value is expected
     if isinstance(expected, int | float) and isinstance(value, int | float):
@@ -122,7 +123,7 @@ def _same_number(value: float, expected: float) -> bool:
         return value == expected
     try:
         both_nan = math.isnan(value) and math.isnan(expected)
-        return both_nan or math.isclose(value, expected, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE)
+        return both_nan or math.isclose(value, expected, rel_tol=_RELATIVE, abs_tol=_ABSOLUTE)
     except OverflowError:
         return False  # an integer no float can hold
 

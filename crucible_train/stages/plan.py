@@ -8,7 +8,6 @@ import itertools
 import json
 import sys
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,6 +18,7 @@ from crucible_train import files, terminal, wiring
 from crucible_train.config.overrides import to_yaml
 from crucible_train.config.redaction import hide_secrets
 from crucible_train.data.examples import Example
+from crucible_train.data.preference_tables import Side
 from crucible_train.data.preparation import QUARANTINE, SUMMARY
 from crucible_train.data.rendering import TRAIN
 from crucible_train.data.rows import bad_rows as counted
@@ -32,13 +32,14 @@ from crucible_train.renderers.view import shown_tokens
 from crucible_train.report.conversations import coloured, colourless
 from crucible_train.stages import prepare_data, sft_preflight
 from crucible_train.stages import render as rendering
-from crucible_train.stages.base import Stage, open_artifact, peek
+from crucible_train.stages.base import Stage, open_artifact
+from crucible_train.stages.chain import Chain
 from crucible_train.stages.chat_format import with_noted_date
 from crucible_train.stages.evaluate import Evaluate
 from crucible_train.stages.held_out import num_answered
 from crucible_train.stages.package import Package
 from crucible_train.stages.prepare_data import PrepareData
-from crucible_train.stages.prepare_model import PrepareModel, at_hand, description_of, external
+from crucible_train.stages.prepare_model import at_hand, description_of
 from crucible_train.stages.render import Render
 from crucible_train.stages.run_directory import run_id
 from crucible_train.stages.train import Train
@@ -70,113 +71,75 @@ def _show(config: SFTConfig, hardware: Hardware, folder: Path) -> Sequence[Mappi
     """Print everything after the machine; the bad rows."""
     source = at_hand(config.model)
     description = description_of(config.model, source)
-    stages = _Stages(config, hardware, source)
-    stages.look()
-    config = stages.config
+    stages = Chain(config.cache_dir)
+    config = _look(stages, config, hardware, source)
     lenient = config.model_copy(update={"data": config.data.model_copy(update={"on_bad_row": "quarantine"})})
-    conversations = _made(PrepareData(lenient), {}, stages.refs.get("conversations"), folder / "data", config)
+    conversations = made(PrepareData(lenient), {}, stages.refs.get("conversations"), folder / "data", config.cache_dir)
     summary = files.read_json(conversations / SUMMARY)
     prepare_data.report(summary, is_cached="conversations" in stages.refs)
-    bad_rows = _bad_rows(conversations)
+    bad_rows = bad_rows_of(conversations)
     if description is None:
         terminal.field("rendered", "known once the model is here: the first run fetches and converts it")
-        _show_bad_rows(bad_rows)
+        show_bad_rows(bad_rows)
         stages.show()
         return bad_rows
     inputs = {"model": description, "conversations": conversations}
-    rendered = _made(Render(lenient), inputs, stages.refs.get("rendered"), folder / "rendered", config)
+    rendered = made(Render(lenient), inputs, stages.refs.get("rendered"), folder / "rendered", config.cache_dir)
     summary = files.read_json(rendered / SUMMARY)
     rendering.report(summary, is_cached="rendered" in stages.refs)
-    bad_rows += _bad_rows(rendered)
-    _show_bad_rows(bad_rows)
+    bad_rows += bad_rows_of(rendered)
+    show_bad_rows(bad_rows)
     examples = Examples(rendered / TRAIN)
-    _show_samples(list(itertools.islice(examples, _NUM_SAMPLES)), description)
+    show_samples(list(itertools.islice(examples, _NUM_SAMPLES)), description)
     stages.show()
     _show_cost(config, hardware, examples, summary, description, stages.to_run)
     return bad_rows
 
 
-def _made(
-    stage: Stage[SFTConfig], inputs: Mapping[str, Path], ref: ArtifactRef | None, folder: Path, config: SFTConfig
-) -> Path:
+def made(stage: Stage[Any], inputs: Mapping[str, Path], ref: ArtifactRef | None, folder: Path, cache_dir: str) -> Path:
     """The cached output of a stage, or a new one that is not kept."""
     if ref is not None:
-        return open_artifact(wiring.blob_store(config.cache_dir), ref)
+        return open_artifact(wiring.blob_store(cache_dir), ref)
     folder.mkdir()
     asyncio.run(stage.run(inputs, folder))
     return folder
 
 
-@dataclass
-class _Stages:
-    """The stages of a run, and for each whether its output is there already."""
-
-    config: SFTConfig
-    hardware: Hardware
-    source: Path | None
-
-    def __post_init__(self) -> None:
-        self.refs: dict[str, ArtifactRef] = {}
-        self.states: list[tuple[str, str]] = []
-
-    def look(self) -> None:
-        """Follow the flow's chain as far as its outputs are known."""
-        config, hardware = self.config, self.hardware
-        if self.source is None:
-            self.states.append(("prepare model", "to run: fetch it"))
-        elif self.source.is_dir():
-            self.refs["model"] = external(self.source)
-            self.states.append(("prepare model", f"nothing to do: {self.source}"))
-        else:
-            self._stage("prepare model", "model", PrepareModel(config, self.source), ())
-        self._stage("prepare data", "conversations", PrepareData(config), ())
-        if "model" in self.refs and "conversations" in self.refs:
-            config = self.config = with_noted_date(config, self.refs)
-        self._stage("render", "rendered", Render(config), ("model", "conversations"))
-        given = ("model", "conversations", "rendered")
-        self._stage("evaluate before", "before", Evaluate(config, hardware), given)
-        train = Train(config, hardware, Path())
-        self._stage("train", "trained", train, given)  # what was measured before is no part of its key
-        self._stage("evaluate after", "after", Evaluate(config, hardware), (*given, "trained"))
-        if all(name in self.refs for name in given):
-            name = run_id(config, "sft", config.dataset, train.key({key: self.refs[key] for key in given}))
-            self._stage(
-                "package", "package", Package(config, hardware, Path(name)), (*given, "before", "trained", "after")
-            )
-        else:
-            self.states.append(("package", "to run"))
-
-    @property
-    def to_run(self) -> list[str]:
-        """The names of those that are still to be run."""
-        return [name for name, state in self.states if state.startswith("to run")]
-
-    def show(self) -> None:
-        """Print a line a stage."""
-        for number, (name, state) in enumerate(self.states):
-            terminal.field("stages" if number == 0 else "", f"{name:<16} {state}")
-
-    def _stage(self, name: str, output: str, stage: Stage[Any], inputs: tuple[str, ...]) -> None:
-        found = None
-        if all(key in self.refs for key in inputs):
-            found = peek(stage, {key: self.refs[key] for key in inputs}, self.config.cache_dir)
-        if found is not None:
-            self.refs[output] = found
-        self.states.append((name, "cached" if found is not None else "to run"))
+def _look(chain: Chain, config: SFTConfig, hardware: Hardware, source: Path | None) -> SFTConfig:
+    """Follow the flow's chain as far as its outputs are known; the configuration with the date it writes."""
+    chain.model(config, source)
+    chain.stage("prepare data", "conversations", PrepareData(config), ())
+    if chain.has(["model", "conversations"]):
+        config = with_noted_date(config, chain.refs)
+    chain.stage("render", "rendered", Render(config), ["model", "conversations"])
+    given = ["model", "conversations", "rendered"]
+    chain.stage("evaluate before", "before", Evaluate(config, hardware), given)
+    train = Train(config, hardware, Path())
+    chain.stage("train", "trained", train, given)  # what was measured before is no part of its key
+    chain.stage("evaluate after", "after", Evaluate(config, hardware), [*given, "trained"])
+    if chain.has(given):
+        name = run_id(config, "sft", config.dataset, train.key({key: chain.refs[key] for key in given}))
+        package = Package(config, hardware, Path(name))
+        chain.stage("package", "package", package, [*given, "before", "trained", "after"])
+    else:
+        chain.states.append(("package", "to run"))
+    return config
 
 
-def _bad_rows(folder: Path) -> list[Mapping[str, Any]]:
+def bad_rows_of(folder: Path) -> list[Mapping[str, Any]]:
+    """What a stage set aside."""
     return [json.loads(line) for line in (folder / QUARANTINE).read_text(encoding="utf-8").splitlines()]
 
 
-def _show_bad_rows(rows: Sequence[Mapping[str, Any]]) -> None:
+def show_bad_rows(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print the first of them."""
     for row in rows[:_NUM_BAD_ROWS_SHOWN]:
         terminal.field("bad row", f"{row['where']}: {row['problem']}")
     if len(rows) > _NUM_BAD_ROWS_SHOWN:
         terminal.field("", f"and {len(rows) - _NUM_BAD_ROWS_SHOWN} more")
 
 
-def _show_samples(examples: Sequence[Example], tokenizer_dir: Path) -> None:
+def show_samples(examples: Sequence[Example | Side], tokenizer_dir: Path) -> None:
     """Print examples as the model sees them; what is trained stands out in colour, or between ⟦ and ⟧."""
     tokenizer = FastTokenizer.from_folder(tokenizer_dir)
     has_colours = terminal.has_colours()
@@ -229,20 +192,21 @@ def _show_cost(
         cadence = Cadence.of(config.eval.eval_steps, plan.num_steps)
         num_passes += sum(cadence.is_due(step + 1) for step in range(plan.num_steps))
         seconds = num_tokens / found.train_tokens_per_second
-        work = f"training and measuring at about {_rounded(found.train_tokens_per_second):,} tokens/s"
+        work = f"training and measuring at about {rounded(found.train_tokens_per_second):,} tokens/s"
     seconds += summary["validation"]["num_tokens"] * num_passes / found.forward_tokens_per_second
     writing = len(measured) * config.eval.max_new_tokens * found.write_step_s if num_answers else 0.0
     terminal.field(
         "estimate",
-        f"{_duration(seconds)} of {work}, up to {_duration(writing)} of writing answers; "
+        f"{duration(seconds)} of {work}, up to {duration(writing)} of writing answers; "
         f"{found.peak_bytes / 2**30:.1f} GiB of memory",
     )
 
 
-def _rounded(speed: float) -> int:
+def rounded(speed: float) -> int:
     """To two digits: a speed that was looked at for seconds is not known any better."""
     return round(float(f"{speed:.2g}"))
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds in words."""
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

@@ -6,7 +6,7 @@ stands with its stages.
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeGuard
 
 from safetensors import SafetensorError, safe_open
@@ -15,7 +15,8 @@ from crucible_train import wiring
 from crucible_train.checkpoints import MANIFEST
 from crucible_train.config.redaction import hide_secrets
 from crucible_train.config.run_config import RunConfig
-from crucible_train.errors import ConfigError, CrucibleError
+from crucible_train.data.conversations import FormatTable
+from crucible_train.errors import ConfigError, CrucibleError, DataError
 from crucible_train.renderers import find_renderer, list_renderers
 from crucible_train.stages.chat_format import renderer_spec
 from crucible_train.stages.prepare_model import BUILT_IN, at_hand
@@ -103,6 +104,31 @@ def device(config: RunConfig) -> Problems:
 def is_renderer(name: str) -> bool:
     """Whether there is a renderer of this name."""
     return name == "auto" or find_renderer(name) is not None
+
+
+def first_row(field: str, source: str, columns: Sequence[str], table: FormatTable[Any] | None) -> Problems:
+    """Whether there is a row, and columns that one of a table's formats reads; None leaves the columns unseen."""
+    if _is_hub_id(source) or holds_secret(source):
+        return
+    try:
+        row = next(iter(wiring.dataset_store().rows(source)), None)
+    except DataError as error:
+        yield f"{field}: {str(error).removeprefix('dataset: ')}"
+        return
+    if row is None:
+        yield f"{field}: {hide_secrets(source)}: it holds no rows"
+    elif row.values is not None and table is not None:
+        try:
+            table.detect([*columns, *row.values])
+        except DataError as error:
+            yield f"{field}: {hide_secrets(source)}: {error}"
+
+
+def _is_hub_id(text: str) -> bool:
+    """Whether a text can only be the name of something on a hub: ``name`` or ``owner/name``, and no such file."""
+    if "://" in text or text.startswith((".", "/", "~")) or text.count("/") > 1 or Path(text).exists():
+        return False
+    return not PurePosixPath(text).suffix.removeprefix(".").isalpha()
 
 
 def _unreadable(weights: Path) -> Problems:

@@ -13,7 +13,7 @@ from crucible_train.types import Hardware
 
 ADAPTER = "adapter"
 MODEL = "model"
-_NOT_PUBLISHED = ("optimizer.safetensors", "loop.json", "metrics.jsonl", "rollouts.json", RECORD_FILE)
+_NOT_PUBLISHED = ("optimizer.safetensors", "loop.json", "metrics.jsonl", "rollouts.json", "reference.json", RECORD_FILE)
 
 
 async def open_client(

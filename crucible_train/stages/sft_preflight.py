@@ -1,12 +1,8 @@
 """What can be found wrong with a configuration of supervised fine-tuning before anything is run."""
 
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
 
-from crucible_train import wiring
-from crucible_train.config.redaction import hide_secrets
-from crucible_train.data.conversations import detect
-from crucible_train.errors import DataError
+from crucible_train.data.conversations import CONVERSATIONS
 from crucible_train.evaluation.scorers import SCORERS
 from crucible_train.recipes.sft import SFTConfig
 from crucible_train.stages import preflight
@@ -55,9 +51,10 @@ def _watched_metric(config: SFTConfig) -> Problems:
 
 
 def _data(config: SFTConfig) -> Problems:
-    yield from _first_row("dataset", source_of(config.dataset), config)
+    columns, table = list(config.data.columns), CONVERSATIONS if config.data.format == "auto" else None
+    yield from preflight.first_row("dataset", source_of(config.dataset), columns, table)
     if isinstance(config.data.eval_split, str):
-        yield from _first_row("data.eval_split", config.data.eval_split, config)
+        yield from preflight.first_row("data.eval_split", config.data.eval_split, columns, table)
 
 
 _CHECKS = (
@@ -70,28 +67,3 @@ _CHECKS = (
     _data,
     preflight.device,
 )
-
-
-def _first_row(field: str, source: str, config: SFTConfig) -> Problems:
-    """Whether there is a row, and columns that a conversation can be read from."""
-    if _is_hub_id(source) or preflight.holds_secret(source):
-        return
-    try:
-        row = next(iter(wiring.dataset_store().rows(source)), None)
-    except DataError as error:
-        yield f"{field}: {str(error).removeprefix('dataset: ')}"
-        return
-    if row is None:
-        yield f"{field}: {hide_secrets(source)}: it holds no rows"
-    elif row.values is not None and config.data.format == "auto":
-        try:
-            detect([*config.data.columns, *row.values])
-        except DataError as error:
-            yield f"{field}: {hide_secrets(source)}: {error}"
-
-
-def _is_hub_id(text: str) -> bool:
-    """Whether a text can only be the name of something on a hub: ``name`` or ``owner/name``, and no such file."""
-    if "://" in text or text.startswith((".", "/", "~")) or text.count("/") > 1 or Path(text).exists():
-        return False
-    return not PurePosixPath(text).suffix.removeprefix(".").isalpha()

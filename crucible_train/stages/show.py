@@ -138,10 +138,10 @@ def _model_folder(model: str) -> Path:
     return folder
 
 
-def _rows(wanted: argparse.Namespace) -> tuple[list[SourceRow], Format | None]:
+def _rows(wanted: argparse.Namespace) -> tuple[list[SourceRow], Format[Any] | None]:
     """The rows to be shown, and the format of all, which is that of the first row that has one."""
     last = wanted.row or (_NUM_SHOWN if wanted.html is None else _NUM_IN_A_PAGE)
-    form: Format | None = None
+    form: Format[Any] | None = None
     rows: list[SourceRow] = []
     for row in islice(wiring.dataset_store().rows(source_of(wanted.file)), last):
         if form is None and row.values is not None:
@@ -155,7 +155,7 @@ def _rows(wanted: argparse.Namespace) -> tuple[list[SourceRow], Format | None]:
     return rows[-1:] if wanted.row is not None else rows, form
 
 
-def _shown(row: SourceRow, form: Format | None, renderer: Renderer, train_on: TrainOnWhat) -> ShownRow:
+def _shown(row: SourceRow, form: Format[Any] | None, renderer: Renderer, train_on: TrainOnWhat) -> ShownRow:
     if row.values is None:
         return ShownRow(row.where, (), row.problem or "unreadable")
     try:

@@ -7,6 +7,7 @@ from typing import Any
 
 from crucible_train import checkpoints, files, terminal, wiring
 from crucible_train.config.redaction import redacted
+from crucible_train.config.run_config import RunConfig
 from crucible_train.data.rendering import TRAIN
 from crucible_train.data.tables import Examples
 from crucible_train.evaluation.answers import answer_metrics
@@ -88,10 +89,7 @@ class Train(Stage[SFTConfig]):
         """
         deciding = {name: ref for name, ref in inputs.items() if name != "before"}
         identity = super().identity(deciding) | {"hardware": hardware_identity(self._hardware)}
-        start = self.config.checkpoint.resume_from_checkpoint
-        if start not in ("auto", "never"):
-            manifest = Path(start).expanduser() / checkpoints.MANIFEST
-            identity["start"] = files.sha256_file(manifest) if manifest.is_file() else start
+        identity |= start_identity(self.config)
         if self.config.eval.num_step_samples:
             identity["answers"] = self.config.eval.model_dump(mode="json", include=set(_ANSWER_FIELDS))
         return identity
@@ -152,6 +150,15 @@ class Train(Stage[SFTConfig]):
             write_measured(folder / MEASURED, result.published_step, found)
         files.copy_file(self._run_dir / METRICS_FILE, folder / METRICS_FILE)
         files.write_json(folder / RESULT, asdict(result))
+
+
+def start_identity(config: RunConfig) -> dict[str, str]:
+    """What of a checkpoint to start from decides a result: its content, where it is given by its path."""
+    start = config.checkpoint.resume_from_checkpoint
+    if start in ("auto", "never"):
+        return {}
+    manifest = Path(start).expanduser() / checkpoints.MANIFEST
+    return {"start": files.sha256_file(manifest) if manifest.is_file() else start}
 
 
 def hardware_identity(hardware: Hardware) -> dict[str, Any]:

@@ -6,10 +6,15 @@ from crucible_train.types.estimate import Estimate
 from crucible_train.types.hardware import Hardware
 from crucible_train.types.loss import (
     CISPO,
+    DPO,
     DRO,
     GSPO,
+    IPO,
+    KTO,
+    ORPO,
     PPO,
     AdamParams,
+    BradleyTerry,
     CrossEntropy,
     CustomLoss,
     Divergence,
@@ -17,6 +22,8 @@ from crucible_train.types.loss import (
     KLEstimator,
     Loss,
     PolicyLoss,
+    PreferenceLoss,
+    SimPO,
 )
 from crucible_train.types.messages import (
     Conversation,
@@ -28,15 +35,21 @@ from crucible_train.types.messages import (
     conversation,
 )
 from crucible_train.types.model_input import EncodedTextChunk, ImageChunk, ModelInput
+from crucible_train.types.preference import Preference
 from crucible_train.types.sampling import SamplerStats, SamplingParams
 
 __all__ = [
     "CISPO",
+    "DPO",
     "DRO",
     "GSPO",
+    "IPO",
+    "KTO",
+    "ORPO",
     "PPO",
     "AdamParams",
     "ArtifactRef",
+    "BradleyTerry",
     "Conversation",
     "CrossEntropy",
     "CustomLoss",
@@ -53,8 +66,11 @@ __all__ = [
     "Message",
     "ModelInput",
     "PolicyLoss",
+    "Preference",
+    "PreferenceLoss",
     "SamplerStats",
     "SamplingParams",
+    "SimPO",
     "TensorData",
     "TextPart",
     "ThinkingPart",

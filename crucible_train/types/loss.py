@@ -139,6 +139,99 @@ class Divergence:
             raise ValueError(f"a value is out of its range: {self}")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreferenceLoss:
+    """What the losses over preferences share.
+
+    A datum is one side of a pair: a prompt with its chosen or its rejected completion. It gives, each of shape (N,):
+    ``target_tokens``; ``weights``, not 0 where a completion's token is the target; ``side``, 1 in a chosen completion
+    and -1 in a rejected one; and, but for KTO, ``pair``, the number of its pair among those of the call, 0 to 2^24,
+    the same at every position. Both sides of a pair must be in one call. Losses are sums over pairs, each multiplied by
+    the mean of the weights of its positions.
+
+    Notation of the formulas: w the chosen completion and l the rejected one; |y| how many positions count; sums over
+    these positions: d_y = sum (logp - reference_logprobs), m_y = sum logp / |y|; s the logistic function.
+    """
+
+    beta: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if self.beta <= 0:
+            raise ValueError(f"beta must be above 0, not {self.beta}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DPO(PreferenceLoss):
+    """``-(1 - e) log s(beta (d_w - d_l)) - e log s(-beta (d_w - d_l))`` (Rafailov et al., arXiv 2305.18290).
+
+    e is ``label_smoothing``, the share of pairs whose label is taken to be wrong: in [0, 0.5). A datum also gives
+    ``reference_logprobs`` (N,).
+    """
+
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        super(DPO, self).__post_init__()
+        if not 0 <= self.label_smoothing < 0.5:
+            raise ValueError(f"label_smoothing must lie in [0, 0.5), not {self.label_smoothing}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IPO(PreferenceLoss):
+    """``(d_w / |w| - d_l / |l| - 1 / (2 beta))^2`` (Azar et al., arXiv 2310.12036, equation 17).
+
+    beta is the paper's tau. Log-probabilities are means over the completion's tokens, as in the authors' experiments: a
+    sum would ask of a long completion what it asks of a short one. A datum also gives ``reference_logprobs`` (N,).
+    """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KTO(PreferenceLoss):
+    """``c (1 - s(beta side (d_y - z)))`` for each datum alone (Ethayarajh et al., arXiv 2402.01306).
+
+    c is ``desirable_weight`` where ``side`` is 1, ``undesirable_weight`` where it is -1. z is the reference point, an
+    estimate of the divergence from the reference, which has no gradient. A datum also gives ``reference_point`` (N,), z
+    at every position, and ``reference_logprobs`` (N,); a ``pair`` is not read.
+    """
+
+    desirable_weight: float = 1.0
+    undesirable_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        super(KTO, self).__post_init__()
+        if self.desirable_weight < 0 or self.undesirable_weight < 0:
+            raise ValueError(f"a weight is below 0: {self.desirable_weight}, {self.undesirable_weight}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ORPO(PreferenceLoss):
+    """``-m_w - beta log s(o_w - o_l)``, o = m - log(1 - exp(m)) (Hong et al., arXiv 2403.07691).
+
+    o is the log odds of a completion, taken to be as likely as the geometric mean of its tokens; beta is the paper's
+    lambda.
+    """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimPO(PreferenceLoss):
+    """``-log s(beta (m_w - m_l) - gamma)`` (Meng et al., arXiv 2405.14734)."""
+
+    beta: float = 2.0
+    gamma: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class BradleyTerry:
+    """``-log sigmoid(r_chosen - r_rejected)`` over pairs (Bradley and Terry, 1952), for models with a scalar head.
+
+    Datums come in pairs: the chosen one, then the rejected one. A datum's reward is read at its last position; where
+    the chosen one gives ``weights`` (N,), the last of them multiplies the pair's loss.
+    """
+
+
 @dataclass(frozen=True, slots=True)
 class CustomLoss:
     """Any differentiable function of the targets' log-probabilities.
@@ -150,7 +243,7 @@ class CustomLoss:
     function: Callable[[Sequence[Any], Sequence[Mapping[str, Any]]], tuple[Any, Mapping[str, float]]]
 
 
-Loss = CrossEntropy | PolicyLoss | Divergence | CustomLoss
+Loss = CrossEntropy | PolicyLoss | Divergence | PreferenceLoss | BradleyTerry | CustomLoss
 
 
 @dataclass(frozen=True, slots=True)

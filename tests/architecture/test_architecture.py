@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from crucible_train.config.base import Section
 from crucible_train.config.fields import tree_of
+from crucible_train.recipes.dpo import DPOConfig
+from crucible_train.recipes.rl import RLConfig
 from crucible_train.recipes.sft import SFTConfig
 
 ROOT = Path(__file__).parents[2]
@@ -24,6 +27,7 @@ WRITERS = {
 PICKLES = frozenset({"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"})
 VAGUE = frozenset({"utils", "util", "helpers", "helper", "common", "misc"})
 MAX_LINES = 400
+CONFIGURATIONS: tuple[type[Section], ...] = (SFTConfig, RLConfig, DPOConfig)
 
 
 def _name(path: Path) -> str:
@@ -114,8 +118,9 @@ def test_a_file_is_named_for_what_it_holds_and_can_be_read_in_one_go(path: Path)
     assert len(path.read_text(encoding="utf-8").splitlines()) <= MAX_LINES
 
 
-def test_every_field_of_the_configuration_is_read() -> None:
-    """Somewhere outside the configuration itself, as an attribute."""
+@pytest.mark.parametrize("config_type", CONFIGURATIONS, ids=lambda kind: kind.__name__)
+def test_every_field_of_the_configuration_is_described_and_read(config_type: type[Section]) -> None:
+    """Read somewhere outside the configuration itself, as an attribute."""
     read = {
         node.attr
         for path in SOURCES
@@ -123,7 +128,9 @@ def test_every_field_of_the_configuration_is_read() -> None:
         for node in ast.walk(_tree(path))
         if isinstance(node, ast.Attribute)
     }
-    assert {leaf.name for leaf in tree_of(SFTConfig).leaves.values()} - read == set()
+    leaves = tree_of(config_type).leaves.values()
+    assert {leaf.name for leaf in leaves} - read == set()
+    assert [leaf.path for leaf in leaves if not leaf.description] == []
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=_name)

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from crucible_train import wiring
-from crucible_train.errors import ConfigError
-from crucible_train.ports import SamplingClient, TrainingClient
+from crucible_train.ports import NextTokenScorer, SamplingClient, TrainingClient
 from crucible_train.types import AdamParams, CrossEntropy, Datum, ModelInput, SamplingParams, TensorData
 
 KINDS: dict[str, Any] = {
@@ -39,16 +38,6 @@ def client(request, local_client: Callable[..., TrainingClient]) -> SamplingClie
 
     asyncio.run(train())
     return wiring.conforming(training.sampling_client(), SamplingClient, "sampling client")
-
-
-@pytest.fixture
-def telling(client: SamplingClient, request: pytest.FixtureRequest) -> SamplingClient:
-    """A client that tells the likeliest tokens by their ids: not every server can, and says so."""
-    if any(name in request.node.name for name in ("sglang", "llama.cpp")):
-        with pytest.raises(ConfigError, match="does not tell the likeliest"):
-            asyncio.run(client.top_logprobs(PROMPT, 2))
-        pytest.skip("this server does not tell")
-    return client
 
 
 def sample(client: SamplingClient, params: SamplingParams, num: int = 1, prompt: ModelInput = PROMPT) -> list[Any]:
@@ -111,8 +100,7 @@ def test_log_probabilities_are_those_at_temperature_one(values: dict[str, float]
         np.testing.assert_allclose(answer.logprobs, scored[PROMPT.length :], atol=1e-4)
 
 
-def test_filters_leave_the_most_likely_tokens(telling: SamplingClient) -> None:
-    client = telling
+def test_filters_leave_the_most_likely_tokens(client: SamplingClient) -> None:
     (best,) = sample(client, SamplingParams(5, temperature=0.0))
     for values in ({"top_k": 1}, {"min_p": 1.0}, {"top_p": 1e-6}):
         assert sample(client, SamplingParams(5, temperature=2.0, seed=4, **values))[0].tokens == best.tokens
@@ -125,8 +113,7 @@ def test_filters_leave_the_most_likely_tokens(telling: SamplingClient) -> None:
     assert {answer.tokens[0] for answer in answers} == {token for token, _ in first[:2]}
 
 
-def test_the_most_likely_tokens_are_told_in_order(telling: SamplingClient) -> None:
-    client = telling
+def test_the_most_likely_tokens_are_told_in_order(client: SamplingClient) -> None:
     (answer,) = sample(client, SamplingParams(4, temperature=0.0))
     whole = PROMPT.append_ints(answer.tokens)
 
@@ -172,6 +159,15 @@ def test_a_conversation_goes_on_as_if_read_afresh(client: SamplingClient) -> Non
     (further,) = sample(client, SamplingParams(6, seed=5), prompt=after)
     scored = asyncio.run(client.compute_logprobs(after.append_ints(further.tokens)))
     np.testing.assert_allclose(further.logprobs, scored[after.length :], atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["vllm", "sglang", "llama.cpp"])
+def test_a_next_token_is_scored_as_at_the_end_of_a_sequence(kind: str, request: pytest.FixtureRequest) -> None:
+    client = request.getfixturevalue(KINDS[kind])
+    assert isinstance(client, NextTokenScorer)
+    found = asyncio.run(client.next_logprobs(PROMPT, [7, 300, 40_000]))
+    np.testing.assert_allclose(found, last_logprobs(client, PROMPT, [7, 300, 40_000]), atol=1e-4)
+    assert asyncio.run(client.next_logprobs(PROMPT, [])) == []
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import pkgutil
 import shutil
 import subprocess
 import sys
@@ -27,10 +28,11 @@ os.environ |= {
 
 @dataclass(frozen=True)
 class Workplace:
-    """A folder to run in, and the words of a run of sixteen steps there."""
+    """A folder to run in, the words of a run there, and the program they are said to, as in ``flows.command``."""
 
     folder: Path
     words: tuple[str, ...]
+    program: str = "SFT"
 
     @property
     def run_dir(self) -> Path:
@@ -43,14 +45,15 @@ class Workplace:
         shutil.copytree(self.folder / "cache", folder / "cache")
         for stage in stages:
             shutil.rmtree(folder / "cache" / "manifests" / stage)
-        return Workplace(folder, self.words)
+        return Workplace(folder, self.words, self.program)
 
     def config(self, *changes: str) -> Any:
         """The configuration of the words; its places are relative to the folder."""
         from crucible_train.config.command import parse_command
-        from crucible_train.recipes.sft import SFTConfig
+        from flows import command
 
-        return parse_command(SFTConfig, [*self.words, *changes], "sft").config
+        config_type = pkgutil.resolve_name(getattr(command, self.program).config_type)
+        return parse_command(config_type, [*self.words, *changes], self.program).config
 
 
 @dataclass(frozen=True)
@@ -64,12 +67,14 @@ class Ended:
 
 
 class Running:
-    """``python -m flows.sft`` in a process group of its own."""
+    """``python -m flows.sft``, or another flow's module, in a process group of its own."""
 
-    def __init__(self, folder: Path, words: tuple[str, ...], environment: dict[str, str]) -> None:
+    def __init__(
+        self, folder: Path, words: tuple[str, ...], environment: dict[str, str], module: str = "flows.sft"
+    ) -> None:
         self._started = time.monotonic()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "flows.sft", *words],
+            [sys.executable, "-m", module, *words],
             cwd=folder,
             env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
             stdout=subprocess.PIPE,
@@ -160,20 +165,33 @@ def words(tiny_model: Path, rows: Path) -> tuple[str, ...]:
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, rows: Path) -> tuple[Workplace, Ended]:
     """The first run, with a temporary server of its own; one for all workers of pytest-xdist. Not to be changed."""
-    shared = tmp_path_factory.getbasetemp()
+
+    def prepare(place: Path) -> tuple[str, ...]:
+        return _words(shutil.copytree(tiny_model, place / tiny_model.name), shutil.copy(rows, place / rows.name))
+
+    return run_once(tmp_path_factory, "finished", "SFT", prepare)
+
+
+def run_once(
+    factory: pytest.TempPathFactory, name: str, program: str, prepare: Callable[[Path], tuple[str, ...]]
+) -> tuple[Workplace, Ended]:
+    """Run a command in a new folder, once for all workers; ``prepare`` fills the folder and gives the words."""
+    from flows import command
+
+    shared = factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         shared = shared.parent
-    place, record = shared / "finished", shared / "finished.json"
-    with FileLock(shared / "finished.lock"):
+    place, record = shared / name, shared / f"{name}.json"
+    with FileLock(shared / f"{name}.lock"):
         if not record.is_file():
             place.mkdir()
-            given = _words(shutil.copytree(tiny_model, place / tiny_model.name), shutil.copy(rows, place / rows.name))
-            ended = Running(place, given, {"PREFECT_HOME": str(place / "prefect")}).end()
+            given, module = prepare(place), getattr(command, program).module
+            ended = Running(place, given, {"PREFECT_HOME": str(place / "prefect")}, module).end()
             record.write_text(json.dumps([given, ended.__dict__]))
     given, ended_fields = json.loads(record.read_text())
     ended = Ended(**ended_fields)
     assert ended.status == 0, ended.err
-    return Workplace(place, tuple(given)), ended
+    return Workplace(place, tuple(given), program), ended
 
 
 @pytest.fixture(scope="session")
@@ -213,8 +231,10 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Running]]:
     """Start the command in ``tmp_path``; nothing of it outlives the test."""
     started: list[Running] = []
 
-    def begin(words: tuple[str, ...], folder: Path = tmp_path, **environment: str) -> Running:
-        started.append(Running(folder, words, environment))
+    def begin(
+        words: tuple[str, ...], folder: Path = tmp_path, module: str = "flows.sft", **environment: str
+    ) -> Running:
+        started.append(Running(folder, words, environment, module))
         return started[-1]
 
     yield begin
@@ -238,17 +258,20 @@ class FlowRun:
 @pytest.fixture
 def run_flow(
     server: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[..., FlowRun]]:
-    """Run a flow, sft unless it is told another, in this process and in ``tmp_path``, against the session's server."""
+) -> Iterator[Callable[[Any], FlowRun]]:
+    """Run the configuration's flow in this process and in ``tmp_path``, against the session's server."""
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     from crucible_train import terminal
-    from flows.sft import sft
+    from flows import command
 
     monkeypatch.chdir(tmp_path)
+    programs = [value for value in vars(command).values() if isinstance(value, command.Program)]
 
-    def run(config: Any, flow: Any = sft) -> FlowRun:
+    def run(config: Any) -> FlowRun:
         terminal._console = None  # standard output is another in every test
+        (entry,) = (one.entry for one in programs if isinstance(config, pkgutil.resolve_name(one.config_type)))
+        flow = pkgutil.resolve_name(entry)
         started = time.monotonic()
         state = asyncio.run(_state(flow, config))
         seconds = time.monotonic() - started

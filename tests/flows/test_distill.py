@@ -31,10 +31,8 @@ def config_of(tiny_model: Path, folder: Path, *changes: str) -> DistillConfig:
 def test_a_run_is_measured_packaged_and_found_again(
     tiny_model: Path, tmp_path: Path, run_flow: Callable[..., Any], capsys: Any
 ) -> None:
-    from flows.distill import distill
-
     config = config_of(tiny_model, tmp_path)
-    first = run_flow(config, distill)
+    first = run_flow(config)
     assert first.state.is_completed(), first.printed
     names = ["prepare model", "evaluate before", "train", "evaluate after", "package"]
     assert [name for name, _ in first.tasks] == names
@@ -52,7 +50,7 @@ def test_a_run_is_measured_packaged_and_found_again(
     assert [step["step"] for step in steps] == [0, 1, 2]
     assert steps[1]["train/teacher_kl"] > 0
 
-    second = run_flow(config, distill)
+    second = run_flow(config)
     assert dict(second.tasks).keys() == set(names)
     assert {state for name, state in second.tasks} == {"Cached"}
     assert "nothing was changed" in second.printed
@@ -62,12 +60,10 @@ def test_a_run_is_measured_packaged_and_found_again(
 
 def test_another_model_teaches(tiny_model: Path, tmp_path: Path, run_flow: Callable[..., Any]) -> None:
     """A second model, and for one kind of sums a third teacher; what was sampled is all that is compared."""
-    from flows.distill import distill
-
     words = ["teacher.kind=model", f"teacher.model={tiny_model}", "lesson.objective=reverse_kl", "train.max_steps=1"]
     others = json.dumps({"arithmetic/-": {"kind": "start", "before": [{"role": "user", "content": "5 - 3?"}]}})
     config = config_of(tiny_model, tmp_path, *words, "env.options.operations=[+, -]", f"teachers={others}")
-    done = run_flow(config, distill)
+    done = run_flow(config)
     assert done.state.is_completed(), done.printed
     assert [name for name, _ in done.tasks][:2] == ["prepare model", "prepare model"]
     run_dir = Path(asyncio.run(done.state.aresult()))

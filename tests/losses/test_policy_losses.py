@@ -202,4 +202,4 @@ def test_an_unknown_loss_is_named() -> None:
     with pytest.raises(ConfigError, match=r"str is unknown; known are CrossEntropy, .*GSPO"):
         loss_function("ppo")
     functions = [function for function in LOSSES.values() if isinstance(function, LossFunction)]
-    assert all(function.scope in ("token", "datum") for function in functions)
+    assert all(function.scope in ("token", "datum", "pair") for function in functions)

@@ -59,6 +59,7 @@ class StubServer:
         self.key: str | None = None
         self.is_processed = False  # log-probabilities after temperature and filters
         self.returns_ids = True
+        self.most_told = vocab_size  # of the likeliest tokens at a position
         self.models = [{"id": "toy", "owned_by": kind}]
         self.faults: deque[Fault] = deque()
         self.requests: list[dict[str, Any]] = []
@@ -90,6 +91,9 @@ class StubServer:
             return await _send(send, 401, {"error": {"message": f"wrong key: {sent}", "code": 401}})
         if scope["path"] == "/v1/models":
             return await _send(send, 200, {"object": "list", "data": self.models})
+        if scope["path"] == "/generate" and self.kind == "sglang":
+            self.requests.append(json.loads(raw))
+            return await _send(send, 200, self.generate(self.requests[-1]))
         if scope["path"] != "/v1/completions":
             return await _send(send, 404, {"detail": "Not Found"})
         self.tries += 1
@@ -156,18 +160,37 @@ class StubServer:
         choice["token_ids"] = ids if body.get("return_token_ids") and self.returns_ids else None
         choice["logprobs"] = {"token_logprobs": scored, "tokens": [self.decode([token]) for token in ids]}
         if body.get("prompt_logprobs") is not None:
-            choice["prompt_logprobs"] = [
-                None if score is None else self._told(prompt, place, score, body["prompt_logprobs"])
-                for place, score in enumerate(scores)
-            ]
+            choice["prompt_logprobs"] = [None, *(self._told(prompt, n, body) for n in range(1, len(prompt)))]
         return choice
 
-    def _told(self, prompt: list[int], place: int, score: float, num: int) -> dict[str, Any]:
-        """The likeliest tokens of a position, and the prompt's own, each by its id."""
+    def _told(self, prompt: list[int], place: int, body: dict[str, Any]) -> dict[str, Any]:
+        """The token that stands there, first, and the likeliest ones, with their ranks."""
         scores = toy_logprobs(prompt[:place], self.vocab_size)
-        best = np.argsort(-scores, kind="stable")[:num].tolist()
-        found = {token: float(scores[token]) for token in best} | {prompt[place]: score}
-        return {str(token): {"logprob": value, "rank": 1, "decoded_token": "x"} for token, value in found.items()}
+        tokens = dict.fromkeys([prompt[place], *self._likeliest(scores, body["prompt_logprobs"])])
+        return {
+            str(token): {
+                "logprob": float(scores[token]),
+                "rank": int((scores >= scores[token]).sum()),
+                "decoded_token": self.decode([token]),
+            }
+            for token in tokens
+        }
+
+    def _likeliest(self, scores: np.ndarray, num: int) -> list[int]:
+        return [int(token) for token in np.argsort(-scores, kind="stable")[: min(num, self.most_told)]]
+
+    def generate(self, body: dict[str, Any]) -> dict[str, Any]:
+        """SGLang's own answer, as far as it tells of a prompt."""
+        ids = body["input_ids"]
+        assert body["return_logprob"]
+        assert body["logprob_start_len"] == 0
+        top: list[list[tuple[float, int, None]] | None] = [None]
+        for place in range(1, len(ids)):
+            scores = toy_logprobs(ids[:place], self.vocab_size)
+            top.append(
+                [(float(scores[token]), token, None) for token in self._likeliest(scores, body["top_logprobs_num"])]
+            )
+        return {"text": "x", "meta_info": {"prompt_tokens": len(ids), "input_top_logprobs": top}}
 
     def _score(self, prompt: list[int], place: int) -> float:
         return float(toy_logprobs(prompt[:place], self.vocab_size)[prompt[place]])

@@ -106,6 +106,16 @@ def test_llama_cpp_tells_of_tokens_that_end_within_a_character(
     np.testing.assert_allclose(found[1:], expected, atol=2e-3)
 
 
+def test_llama_cpp_tells_the_most_likely_tokens_of_the_weights(
+    llama_address: str, tokenizer: Tokenizer, model: Any
+) -> None:
+    ids = [504, 300, 2, 1, 7]
+    found = asyncio.run(client_of(llama_address, tokenizer).top_logprobs(ModelInput.from_ints(ids), 3))
+    expected = logits(model, ids).log_softmax(-1)[:-1].topk(3)
+    assert [[token for token, _ in row] for row in found[1:]] == expected.indices.tolist()
+    np.testing.assert_allclose([[score for _, score in row] for row in found[1:]], expected.values, atol=2e-3)
+
+
 @pytest.mark.parametrize(
     ("params", "keeps"),
     [
@@ -170,6 +180,8 @@ def test_transformers_serve_answers_as_transformers_does(
     assert (answer.logprobs, answer.stop_reason) == (None, "length")
     with pytest.raises(ConfigError, match="transformers gives no log-probabilities of a prompt"):
         asyncio.run(client.compute_logprobs(ModelInput.from_ints(prompt)))
+    with pytest.raises(ConfigError, match="transformers gives no log-probabilities of a prompt"):
+        asyncio.run(client.top_logprobs(ModelInput.from_ints(prompt), 2))
 
 
 def test_transformers_serve_keeps_seeds_and_refuses_what_it_cannot_do(

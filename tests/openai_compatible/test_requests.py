@@ -164,6 +164,14 @@ def test_an_answer_that_is_not_what_was_asked_for_is_refused(
     assert stub.tries == 3  # two to see what the server is, and one: another would not mend it
 
 
+@pytest.mark.parametrize("kind", ["vllm", "sglang"])
+def test_fewer_likely_tokens_than_were_asked_for_are_refused(make_client: Make, stub: StubServer, kind: str) -> None:
+    stub.kind, stub.models, stub.most_told = kind, [{"id": "toy", "owned_by": kind}], 2
+    assert len(asyncio.run(make_client().top_logprobs(PROMPT, 2))) == PROMPT.length
+    with pytest.raises(ServerError, match=f"{kind} did not give the 4 most likely tokens at every position"):
+        asyncio.run(make_client().top_logprobs(PROMPT, 4))
+
+
 def test_an_answer_whose_count_is_another_is_refused(make_client: Make, stub: StubServer) -> None:
     stub.edit = lambda answer: answer | {"usage": answer["usage"] | {"completion_tokens": 7}}
     with pytest.raises(ServerError, match="vllm counts 7 tokens but returned 4 ids"):

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crucible_train.adapters.openai_compatible.answers import Completion
@@ -45,6 +45,7 @@ def test_tokens_that_their_text_does_not_give_again_are_refused(tokenizer: Token
             exact_text(tokenizer, ids)
 
 
+@settings(deadline=None)
 @given(st.lists(st.one_of(st.sampled_from(["<|im_start|>", "<|im_end|>"]), st.text(max_size=8)), max_size=5))
 def test_what_is_sent_is_always_read_as_it_was(tokenizer: Tokenizer, parts: list[str]) -> None:
     controls = tokenizer.control_tokens

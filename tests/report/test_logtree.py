@@ -224,3 +224,15 @@ def test_a_group_has_as_many_advantages_as_samples() -> None:
 def test_any_text_is_shown_as_it_is(text: str) -> None:
     shown = Page(render_logtree(said(text), "t")).texts["pre"][-1]
     assert shown.removeprefix("\n" * text.startswith("\n")) == logtree._visible(text) or not text  # browsers drop one
+
+
+def test_solved_examples_belong_to_the_prompt() -> None:
+    shown = (Message("user", "1 + 1?"), Message("assistant", "2"), Message("user", "2 + 2?"))
+    samples = [
+        Trajectory((turn(1.0, correct=1.0),), StopReason.COMPLETED, (*shown, Message("assistant", said)))
+        for said in ("4", "4", "5")
+    ]
+    group = TrajectoryGroup("2 + 2", tuple(samples), (0.0, 0.0, 0.0))
+    [told] = logtree_json([LoggedGroup(1, group, (0.0, 0.0, 0.0))], "t")["groups"]
+    assert [message["parts"][0]["text"] for message in told["prompt"]] == ["1 + 1?", "2", "2 + 2?"]
+    assert [[m["parts"][0]["text"] for m in sample["messages"]] for sample in told["samples"]] == [["4"], ["4"], ["5"]]

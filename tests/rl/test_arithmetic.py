@@ -116,10 +116,10 @@ def test_a_group_of_one_problem_asks_it_of_all(smollm2):
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"max_operand": -1}, "max_operand is below min_operand"),
-        ({"operations": []}, "operations: "),
-        ({"operations": ["/"]}, "operations.0: "),
-        ({"max_operant": 3}, "max_operant: "),
+        ({"max_operand": -1}, "max_operand: is below min_operand"),
+        ({"operations": []}, "operations: must be a list of 1 or more"),
+        ({"operations": ["/"]}, r"operations\[0\]: must be one of"),
+        ({"max_operant": 3}, "max_operant: unknown; did you mean max_operand"),
         ({"max_operand": 2, "num_held_out": 100}, "num_held_out: 6 problems are held out or shown"),
     ],
 )

@@ -1,7 +1,9 @@
 """Programs that are to pass tests: what is taken for the program, what it earns, and that none of them hurts a run."""
 
+import asyncio
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from crucible_train.errors import DataError, SandboxError
 from crucible_train.rl.environment import StopReason
 from crucible_train.rl.environments import problems
 from crucible_train.rl.environments.code import program_of
+from crucible_train.sandbox import Status, Verdict
 from tests.rl.conftest import Scripted, play_group
 
 CASES = {"function": "add", "cases": [{"args": [1, 2], "expected": 3}, {"args": [2, 2], "expected": 4}]}
@@ -82,3 +85,22 @@ def test_a_row_without_tests_is_named(tmp_path: Path, smollm2: Any, row: dict[st
 def test_the_last_program_counts() -> None:
     assert program_of("```python\na\n```\nbetter:\n```py\nb\n```") == "b\n"
     assert program_of("c") == "c"
+
+
+def test_the_sandbox_is_shared_by_all_problems_of_a_process(tmp_path: Path, smollm2: Any) -> None:
+    first, second = (made(tmp_path, smollm2, {"tests": CASES}).make_env()._sandbox for _ in range(2))
+    assert first is second
+
+
+def test_each_exchange_has_the_time_to_itself(tmp_path: Path, smollm2: Any) -> None:
+    problem = made(tmp_path, smollm2, {"exchanges": [{"stdin": "1 2", "stdout": "3"}] * 3}, timeout_s=20.0)
+    seen = []
+
+    async def judge(program: str, tests: Any, limits: Any) -> Any:
+        seen.append((len(tests), limits.wall_s, limits.cpu_s))
+        return Verdict(Status.OK, (True,), "")
+
+    env = problem.make_env()
+    env._sandbox = SimpleNamespace(passes=judge)
+    assert asyncio.run(env.check_answer(READS)) == 1.0
+    assert seen == [(3, 20.0, 20.0)]

@@ -149,8 +149,9 @@ def test_a_function_may_judge_instead(tmp_path, smollm2, name, reward):
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"scorer": "exact"}, "scorer: 'exact' is unknown"),
-        ({"reward": "nowhere.at_all:f"}, "reward: 'nowhere.at_all:f' cannot be found"),
+        ({"scorer": "exact"}, "env.options.scorer: 'exact' is unknown"),
+        ({"reward": "nowhere.at_all:f"}, "env.options.reward: 'nowhere.at_all:f' cannot be found"),
+        ({"reward": "tests.rl.test_data_problems.half"}, "not of the form module:function"),
         ({"reward": "tests.rl.test_data_problems:missing"}, "cannot be found"),
         ({"reward": "tests.rl.test_data_problems:STORE"}, "is not a function"),
         ({"num_held_out": 12}, "num_held_out: all of the 12"),

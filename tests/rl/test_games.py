@@ -78,7 +78,7 @@ def test_a_group_guesses_the_same_number(smollm2):
 
 
 def test_numbers_that_are_none_are_refused(smollm2):
-    with pytest.raises(ConfigError, match="max_number must be above"):
+    with pytest.raises(ConfigError, match=r"env\.options\.max_number: must be above"):
         problems("guess_the_number", {"min_number": 5, "max_number": 5}, smollm2, 0)
 
 

@@ -77,9 +77,9 @@ def test_problems_follow_from_the_seed_and_are_parted(stand_in, smollm2):
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"task": "twise"}, "'twise' is unknown; did you mean twice"),
+        ({"task": "twise"}, "env.options.task: 'twise' is unknown; did you mean twice"),
         ({"task": "zzzzzzzz"}, "there are 2, such as chain_sum"),
-        ({"task_options": {"hi": 1}}, "task_options: twice: .*'hi'"),
+        ({"task_options": {"hi": 1}}, "env.options.task_options: twice: .*'hi'"),
         ({"task_options": {"low": -1}}, "low must be 0 or more"),
         ({"task_options": {"seed": 1}}, "task_options: twice: .*'seed'"),
     ],

@@ -4,7 +4,7 @@ The whole recipe runs on it, with the real engine: rollouts, advantages, losses,
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,10 @@ from crucible_train.adapters.torch_local.backend import EngineSettings, LocalBac
 from crucible_train.adapters.torch_local.loading import Lora
 from crucible_train.loop.run import TrainingRun
 from crucible_train.loop.training import TrainingResult
-from crucible_train.recipes.rl import RLConfig, Surroundings, train
-from crucible_train.rl.environment import EnvGroupBuilder, StepResult, StopReason, Trajectory, Turn
+from crucible_train.recipes.rl import RLConfig, train
+from crucible_train.rl.environment import EnvGroupBuilder, StepResult, StopReason, Turn
 from crucible_train.rl.problem_set import Problem
+from crucible_train.rl.update import Surroundings
 from crucible_train.seeds import generator
 from crucible_train.types import CrossEntropy, Datum, Hardware, Message, ModelInput, TokensWithLogprobs
 
@@ -179,4 +180,22 @@ class _Watcher:
     def finish(self, status: str) -> None: ...
 
 
-Rewarded = Callable[[Sequence[Trajectory]], Awaitable[Sequence[float]]]
+class Told:
+    """A client that tells of every call before it is made; its sampler too."""
+
+    def __init__(self, client: LocalBackend, tell: Callable[[str], None]) -> None:
+        self._client, self._tell = client, tell
+
+    def sampling_client(self) -> "Told":
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._client, name)
+        if name not in ("sample", "forward", "forward_backward", "optim_step"):
+            return method
+
+        async def told(*args: Any, **kwargs: Any) -> Any:
+            self._tell(name)
+            return await method(*args, **kwargs)
+
+        return told

@@ -136,6 +136,39 @@ async def test_tests_before_a_limit_count(sandbox: Sandbox) -> None:
     assert (verdict.status, verdict.passed) == (Status.TIMEOUT, (True, True, False, False))
 
 
+UNNAMED = """
+import ctypes, os, time
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+for _ in range(8):
+    fd = os.open("f", os.O_RDWR | os.O_CREAT)
+    os.write(fd, bytes(1 << 20))
+    os.unlink("f")
+    if MAPPED:
+        libc.mmap(None, 4096, 1, 1, fd, 0)
+        os.close(fd)
+time.sleep(30)
+"""
+
+
+@pytest.mark.parametrize("mapped", [False, True], ids=["open", "mapped"])
+@in_a_loop
+async def test_files_without_a_name_count_where_we_may_look(sandbox: Sandbox, mapped: bool) -> None:
+    if not _may_trace():
+        pytest.skip("only root that may trace sees the descriptors of another")
+    code = UNNAMED.replace("MAPPED", str(mapped))
+    kept = await sandbox.run(code, limits=Limits(wall_s=3.0, folder_bytes=16 << 20))
+    assert kept.status is Status.TIMEOUT
+    stopped = await sandbox.run(code, limits=Limits(wall_s=30.0, folder_bytes=4 << 20))
+    assert stopped.status is Status.FILES
+
+
+def _may_trace() -> bool:
+    """Whether we have the capabilities to look into a process (19) and its mappings (21)."""
+    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapEff")]
+    return os.geteuid() == 0 and all(int(line.split()[1], 16) >> number & 1 for number in (19, 21))
+
+
 @in_a_loop
 async def test_sixty_four_at_once_keep_apart_and_leave_nothing(sandbox: Sandbox) -> None:
     """Of every four, one is honest, one floods, one never ends, one dies."""

@@ -70,11 +70,12 @@ def engine(model_folder: Callable[[str], Path], tmp_path: Path) -> Iterator[Call
         rank: int | None = None,
         precision: Any = "float32",
         tokenizer: Any = None,
+        folder: Path | None = None,
         **settings: Any,
     ) -> LocalBackend:
         lora = None if rank is None else Lora(r=rank, alpha=2.0 * rank, dropout=0.0, target_modules="all-linear")
         found = EngineSettings(Hardware("cpu", precision, 1), tmp_path / "states", **settings)
-        made.append(LocalBackend(model_folder(name), tokenizer, found, lora))
+        made.append(LocalBackend(folder or model_folder(name), tokenizer, found, lora))
         return made[-1]
 
     yield make

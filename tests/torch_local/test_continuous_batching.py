@@ -104,6 +104,27 @@ def test_no_request_passes_a_call_that_was_made_before_it(
     assert np.allclose(late.logprobs, first.logprobs, atol=1e-4) == (verb != "optim_step")
 
 
+@pytest.mark.parametrize("where", ["read", "score", "_step"])
+def test_whoever_waits_is_told_of_a_failure(where: str, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = engine()
+
+    def failing(*_: Any) -> Any:
+        raise ZeroDivisionError("on purpose")
+
+    async def ask() -> Any:
+        asked = (backend.sample(prompt(IDS[:30]), 2, GREEDY), backend.compute_logprobs(prompt(IDS[:9])))
+        return await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 20)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Sampler if where == "_step" else sampler, where, failing)
+        written, scored = asyncio.run(ask())
+        assert isinstance(written, ZeroDivisionError)
+        assert isinstance(scored, ZeroDivisionError) == (where == "score")
+    written, scored = asyncio.run(ask())
+    assert [len(answer.tokens) for answer in written] == [9, 9]
+    assert len(scored) == 9
+
+
 def test_the_event_loop_stays_free(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     backend = engine()
     gate = Gate(monkeypatch, 2)

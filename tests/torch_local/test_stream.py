@@ -1,5 +1,6 @@
 """Whatever the sequences: each scored position stands in the streams once, and sequences read back along parents."""
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -151,6 +152,42 @@ def test_a_budget_counts_what_is_really_shared() -> None:
     assert build_stream(items).num_tokens == 20 + 15 + 15 + 5
     assert max(stream.num_tokens for stream in micro_batches(items, 50)) <= 50
     assert len(micro_batches(items, 55)) == 1
+
+
+def group(first_index: int, num_prompt: int, *answers: int) -> list[Scored]:
+    """Sequences of one prompt, which no other group shares, with answers of these lengths."""
+    prompt = np.full(num_prompt, 100 + first_index)
+    return [whole(first_index + i, prompt, np.full(num, 1000 + first_index + i)) for i, num in enumerate(answers)]
+
+
+def test_groups_are_cut_where_their_prompts_are_not_computed_again() -> None:
+    items = group(0, 500, *[30] * 8) + group(8, 250, *[30] * 8)
+    assert [stream.num_tokens for stream in micro_batches(items, 768)] == [500 + 8 * 30, 250 + 8 * 30]
+
+
+def test_a_group_that_is_too_long_has_its_prompt_computed_as_often_as_it_must() -> None:
+    items = group(0, 100, *[20] * 10)
+    assert [stream.num_tokens for stream in micro_batches(items, 200)] == [200, 200]
+
+
+@given(st.lists(st.tuples(st.integers(16, 60), st.integers(1, 3), st.integers(1, 30)), min_size=1, max_size=2))
+@QUICK
+def test_no_other_cut_computes_less(sizes: list[tuple[int, int, int]]) -> None:
+    items = [one for i, (prompt, num, answer) in enumerate(sizes) for one in group(8 * i, prompt, *[answer] * num)]
+    budget = 100
+    found = micro_batches(items, budget)
+    least = (10**6, 0)
+    for marks in itertools.product([False, True], repeat=len(items) - 1):
+        cuts = [0, *(place + 1 for place, is_cut in enumerate(marks) if is_cut), len(items)]
+        streams = [build_stream(items[start:end]).num_tokens for start, end in itertools.pairwise(cuts)]
+        if max(streams) <= budget:
+            least = min(least, (sum(streams), len(streams)))
+    assert (sum(stream.num_tokens for stream in found), len(found)) == least
+
+
+def test_streams_without_common_prefixes_are_few_and_about_equally_long() -> None:
+    items = [whole(i, np.full(10, 10 * i)) for i in range(12)]
+    assert [stream.num_tokens for stream in micro_batches(items, 50)] == [40, 40, 40]
 
 
 def test_streams_are_the_same_whatever_the_order_of_the_sequences() -> None:

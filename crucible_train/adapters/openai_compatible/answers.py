@@ -71,6 +71,18 @@ class NativeCompletion(_Answer):
     tokens_evaluated: int
 
 
+class ScoredPrompt(_Answer):
+    """What SGLang tells of a prompt: at each position log-probability, id and text of the likeliest tokens."""
+
+    input_top_logprobs: list[list[tuple[float, int, str | None]] | None]
+
+
+class NativeGeneration(_Answer):
+    """The answer of SGLang's own ``/generate``."""
+
+    meta_info: ScoredPrompt
+
+
 class Model(_Answer):
     """One entry of ``/v1/models``."""
 

@@ -4,7 +4,7 @@ Every value is always sent: a server's own defaults (llama.cpp's top_k of 40, a 
 change the distribution unasked.
 
     vllm          ids in, ids and log-probabilities out; ``prompt_logprobs`` scores a prompt
-    sglang        the same; ``echo`` scores a prompt
+    sglang        the same; ``echo`` scores a prompt, its own /generate tells the likeliest tokens by id
     llama.cpp     the same, over its own /completion, as /v1/completions drops ids; stops are cut here; a prompt is
                   scored by forcing its tokens, a request each
     transformers  text in and out, one request at a time; no log-probabilities

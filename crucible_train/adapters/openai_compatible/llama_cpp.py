@@ -48,16 +48,26 @@ async def complete(transport: Transport, body: dict[str, Any], vocab_size: int) 
 async def score(transport: Transport, before: Sequence[int], token: int, vocab_size: int) -> float:
     """The log-probability of a token after others, which the server is made to write."""
     told = (await _force(transport, before, token, 1)).completion_probabilities
-    for other in range(vocab_size):
-        if told:
-            break
-        # the token ends within a character: one that does not is written, and all the others looked up beside it
-        written = (await _force(transport, before, other, vocab_size)).completion_probabilities
-        told = written[0].top_logprobs if written else []
+    if not told:  # the token ends within a character: all the others are looked up beside one that does not
+        told = await _likeliest(transport, before, vocab_size, vocab_size)
     found = [each.logprob for each in told if each.id == token]
     if not found:
         raise ServerError(f"{_DIALECT.name} does not tell the log-probability of token {token}")
     return found[0]
+
+
+async def top(transport: Transport, before: Sequence[int], k: int, vocab_size: int) -> list[tuple[int, float]]:
+    """The ``k`` most likely tokens after others, as (id, log-probability), in any order."""
+    return [(each.id, each.logprob) for each in await _likeliest(transport, before, k, vocab_size)]
+
+
+async def _likeliest(transport: Transport, before: Sequence[int], num: int, vocab_size: int) -> list[NativeToken]:
+    """What the server tells of the likeliest tokens beside the first that does not end within a character."""
+    for token in range(vocab_size):
+        written = (await _force(transport, before, token, num)).completion_probabilities
+        if written:
+            return written[0].top_logprobs
+    return []
 
 
 def aligned(tokens: Sequence[int], told: Sequence[NativeToken]) -> list[float | None]:

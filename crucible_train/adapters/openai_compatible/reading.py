@@ -1,6 +1,6 @@
 """From a server's answer to tokens, held to what the port promises."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from crucible_train.adapters.openai_compatible.answers import Choice, Completion
 from crucible_train.adapters.openai_compatible.dialects import Dialect
@@ -46,6 +46,20 @@ def ids_and_logprobs(choice: Choice, dialect: Dialect) -> tuple[list[int], list[
             f"{dialect.name} returned {len(choice.token_ids)} tokens but {len(logprobs)} log-probabilities"
         )
     return choice.token_ids, logprobs
+
+
+def likeliest(
+    rows: Sequence[Iterable[tuple[int, float]] | None], length: int, k: int, dialect: Dialect
+) -> list[list[tuple[int, float]] | None]:
+    """Of what was told at each position of a prompt the ``k`` most likely tokens, the lowest id first among equals.
+
+    Raises:
+        ServerError: fewer were told.
+    """
+    found = [sorted(dict(row or ()).items(), key=lambda pair: (-pair[1], pair[0]))[:k] for row in rows]
+    if len(found) != length or any(len(pairs) < k for pairs in found[1:]):
+        raise ServerError(f"{dialect.name} did not give the {k} most likely tokens at every position of a prompt")
+    return [None, *found[1:]]
 
 
 def read_text(

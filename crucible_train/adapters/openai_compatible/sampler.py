@@ -2,15 +2,15 @@
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
-from crucible_train.adapters.openai_compatible import llama_cpp
-from crucible_train.adapters.openai_compatible.answers import Completion, TokenLogprob
+from crucible_train.adapters.openai_compatible import llama_cpp, sglang
+from crucible_train.adapters.openai_compatible.answers import Choice, Completion
 from crucible_train.adapters.openai_compatible.asking import complete
 from crucible_train.adapters.openai_compatible.probe import Server, find_server
-from crucible_train.adapters.openai_compatible.reading import read_samples, read_text
+from crucible_train.adapters.openai_compatible.reading import likeliest, read_samples, read_text
 from crucible_train.adapters.openai_compatible.text import exact_text
 from crucible_train.adapters.openai_compatible.transport import Transport
 from crucible_train.config.server import ServerConfig
@@ -114,14 +114,11 @@ class OpenAICompatibleSampler:
         """
         ids = self._ids(model_input)
         server, link = await self._found()
-        scoring = server.dialect.scoring
-        if scoring is None:
-            raise ConfigError(f"server: {server.dialect.name} gives no log-probabilities of a prompt")
+        scoring = _scoring(server)
         if scoring == "forced":
             return [None, *await _all(self._score(link, ids[:end], ids[end]) for end in range(1, len(ids)))]
-        body = {"prompt": ids, "seed": 0} | server.dialect.fields(_GREEDY_ONE)
-        body |= {"prompt_logprobs": 0} if scoring == "prompt_logprobs" else {"echo": True}
-        choice = (await self._ask(link, body)).choices[0]
+        more = {"prompt_logprobs": 0} if scoring == "prompt_logprobs" else {"echo": True}
+        choice = await self._read(server, link, ids, more)
         if scoring == "prompt_logprobs":
             rows = choice.prompt_logprobs or []
             pairs = zip(ids, rows, strict=False)
@@ -132,28 +129,59 @@ class OpenAICompatibleSampler:
             raise ServerError(f"{server.dialect.name} did not give the log-probability of every token of a prompt")
         return [None, *found[1:]]
 
+    async def next_logprobs(self, prompt: ModelInput, tokens: Sequence[int]) -> Sequence[float]:
+        """The log-probability of each of some tokens as the one after ``prompt``.
+
+        Raises:
+            ConfigError: this server scores no prompts.
+            ServerError: the server gives no answer that can be used.
+        """
+        server, link = await self._found()
+        inputs = [self._ids(prompt.append_ints([token])) for token in tokens]
+        if _scoring(server) == "forced":
+            return await _all(self._score(link, before, token) for *before, token in inputs)
+        return await _all(self._last(ids) for ids in inputs)
+
+    async def _last(self, ids: Sequence[int]) -> float:
+        last = (await self.compute_logprobs(ModelInput.from_ints(ids)))[-1]
+        assert last is not None
+        return last
+
     async def top_logprobs(self, model_input: ModelInput, k: int) -> Sequence[Sequence[tuple[int, float]] | None]:
         """The ``k`` most likely tokens at each position given those before it, as (id, log-probability).
 
+        vLLM refuses a ``k`` above what it was started with (``--max-logprobs``, 20 by default).
+
         Raises:
-            ConfigError: this server does not tell them.
+            ConfigError: this server scores no prompts.
             ServerError: the server gives no answer that can be used.
         """
         if k < 1:
             raise ValueError(f"k must be 1 or more, not {k}")
         ids = self._ids(model_input)
         server, link = await self._found()
-        if server.dialect.scoring != "prompt_logprobs":
-            raise ConfigError(
-                f"server: {server.dialect.name} does not tell the likeliest tokens of a prompt by their ids"
-            )
-        body = {"prompt": ids, "seed": 0} | server.dialect.fields(_GREEDY_ONE) | {"prompt_logprobs": k}
-        rows = (await self._ask(link, body)).choices[0].prompt_logprobs or []
-        if len(rows) != len(ids) or any(not row or len(row) < min(k, self._tokenizer.vocab_size) for row in rows[1:]):
-            raise ServerError(
-                f"{server.dialect.name} did not give the {k} likeliest tokens at every position of a prompt"
-            )
-        return [None, *(_likeliest(row or {}, k) for row in rows[1:])]
+        rows: Sequence[Iterable[tuple[int, float]] | None]
+        match _scoring(server):
+            case "forced":
+                rows = [None, *await _all(self._top(link, ids[:end], k) for end in range(1, len(ids)))]
+            case "echo":
+                assert link.places is not None
+                async with link.places:
+                    rows = await sglang.top(self._transport, ids, k)
+            case "prompt_logprobs":
+                told = (await self._read(server, link, ids, {"prompt_logprobs": k})).prompt_logprobs or []
+                rows = [None if row is None else [(t, each.logprob) for t, each in row.items()] for row in told]
+        return likeliest(rows, len(ids), min(k, self._tokenizer.vocab_size), server.dialect)
+
+    async def _top(self, link: _Link, before: list[int], k: int) -> list[tuple[int, float]]:
+        assert link.places is not None
+        async with link.places:
+            return await llama_cpp.top(self._transport, before, k, self._tokenizer.vocab_size)
+
+    async def _read(self, server: Server, link: _Link, ids: list[int], more: dict[str, Any]) -> Choice:
+        """What is told of a prompt after which one token is written."""
+        body = {"prompt": ids, "seed": 0} | server.dialect.fields(_GREEDY_ONE) | more
+        return (await self._ask(link, body)).choices[0]
 
     async def _score(self, link: _Link, before: list[int], token: int) -> float:
         assert link.places is not None
@@ -193,10 +221,12 @@ class OpenAICompatibleSampler:
         return ids
 
 
-def _likeliest(row: Mapping[int, TokenLogprob], k: int) -> list[tuple[int, float]]:
-    """The best of a row, which holds the prompt's own token as well; of equals the lowest id."""
-    found = sorted(((token, one.logprob) for token, one in row.items()), key=lambda pair: (-pair[1], pair[0]))
-    return found[:k]
+def _scoring(server: Server) -> Literal["prompt_logprobs", "echo", "forced"]:
+    """How the log-probabilities of a prompt are had."""
+    scoring = server.dialect.scoring
+    if scoring is None:
+        raise ConfigError(f"server: {server.dialect.name} gives no log-probabilities of a prompt")
+    return scoring
 
 
 def _is_unchanged(params: SamplingParams) -> bool:

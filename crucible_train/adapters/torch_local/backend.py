@@ -23,12 +23,12 @@ from crucible_train.adapters.torch_local.loading import EngineModel, Lora, load
 from crucible_train.adapters.torch_local.loss_head import gradient_of
 from crucible_train.adapters.torch_local.memory import give_back_memory
 from crucible_train.adapters.torch_local.modules import trainable
-from crucible_train.adapters.torch_local.passes import stream_divergence, stream_loss
+from crucible_train.adapters.torch_local.passes import custom_loss, stream_divergence, stream_loss
 from crucible_train.adapters.torch_local.placing import datum_with_weights, scatter, unscored
 from crucible_train.adapters.torch_local.sampler import Sampler
 from crucible_train.adapters.torch_local.serving import Serving
 from crucible_train.adapters.torch_local.state import adamw, restore, take_snapshot
-from crucible_train.adapters.torch_local.stream import TokenStream, micro_batches, scored
+from crucible_train.adapters.torch_local.stream import TokenStream, lay_out
 from crucible_train.adapters.torch_local.teaching import layout_of, teacher_items
 from crucible_train.adapters.torch_local.training_mode import TrainingMode
 from crucible_train.adapters.torch_local.worker import Worker
@@ -163,12 +163,13 @@ class LocalBackend:
         await self._compute(restore, folder, self._model, self._parameters, self._optimizer)
 
     def sampling_client(self, *, with_adapter: bool = True) -> SamplingClient:
-        """This backend, which samples the weights as they are; or a client of the base model."""
-        if with_adapter:
-            return self
-        if self._model.peft is None:
+        """This backend, or a client of the base model: the weights as they are, with nothing of what was sampled."""
+        if not with_adapter and self._model.peft is None:
             raise TrainingError("all weights are trained: there is no adapter to switch off")
-        return self._base
+        serving = self._serving if with_adapter else self._base
+        serving.turn_over()
+        self._engine.submit(serving.forget)
+        return self if with_adapter else self._base
 
     def model_info(self) -> ModelInfo:
         """What is being trained."""
@@ -260,8 +261,9 @@ class LocalBackend:
     def _pass(self, datums: Sequence[Datum], loss: Loss, with_gradient: bool, with_adapter: bool) -> StepOutput:
         try:
             with self._adapter(is_on=with_adapter):
-                if isinstance(loss, CustomLoss):
-                    return self._custom(datums, loss, with_gradient)
+                custom = custom_loss(loss, joins_segments=self._model.joins_segments)
+                if custom is not None:
+                    return self._custom(datums, custom, with_gradient)
                 return self._sum_over(datums, loss, with_gradient)
         except Exception as error:
             if with_gradient:
@@ -339,12 +341,8 @@ class LocalBackend:
         return StepOutput(float(value.detach()), first.logprobs_D, dict(metrics))
 
     def _streams(self, datums: Sequence[Datum], function: LossFunction | DistributionLoss) -> Iterator[TokenStream]:
-        items = [scored(index, datum, function) for index, datum in enumerate(datums)]
-        if self._model.joins_segments:
-            streams = micro_batches(items, self._settings.max_tokens(self._lora))
-        else:
-            streams = micro_batches(items, 0, share=False)
-        for stream in streams:
+        joins = self._model.joins_segments
+        for stream in lay_out(datums, function, self._settings.max_tokens(self._lora), joins=joins):
             if self._abandoned.is_set():
                 raise TrainingError("the pass was abandoned")
             yield stream

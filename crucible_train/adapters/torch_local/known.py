@@ -16,6 +16,9 @@ from torch import Tensor
 
 from crucible_train.adapters.torch_local.stream import MIN_SHARED_TOKENS, Ints, shared_prefix
 
+# Attention is computed in float32 in training, whatever the precision of products. Rounded keys would give other
+# log-probabilities than the trainer's, and small products are no faster in bfloat16 on a processor.
+CACHE_DTYPE = torch.float32
 # Keys and values of a stretch of tokens, (K, N, E) each, a pair a layer.
 Layers = list[tuple[Tensor, Tensor]]
 

@@ -1,7 +1,9 @@
 """A forward (and backward) pass over one stream: hidden states, the loss head, the loss.
 
-Axes: S scored positions.
+Axes: S scored positions, D datums, N positions of a datum.
 """
+
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -11,7 +13,7 @@ from crucible_train.adapters.torch_local.divergence_head import DivergenceHead, 
 from crucible_train.adapters.torch_local.loading import EngineModel, hidden_states
 from crucible_train.adapters.torch_local.loss_head import logprobs, weighed_logprobs
 from crucible_train.adapters.torch_local.stream import TokenStream
-from crucible_train.losses import DistributionLoss, LossFunction
+from crucible_train.losses import DistributionLoss, LossFunction, loss_function
 from crucible_train.types import CustomLoss, Divergence, Loss
 
 
@@ -68,3 +70,31 @@ def stream_divergence(
     if with_gradient:
         value.backward()
     return float(value.detach()), found.cpu().numpy(), head.divergence
+
+
+def custom_loss(loss: Loss, *, joins_segments: bool) -> CustomLoss | None:
+    """The loss as a function of all log-probabilities, where it must be computed as one; None elsewhere.
+
+    A model that cannot join segments computes every sequence in a stream of its own, so that the two sides of a pair
+    never meet in one.
+    """
+    if isinstance(loss, CustomLoss):
+        return loss
+    function = loss_function(loss)
+    if isinstance(function, DistributionLoss) or function.scope != "pair" or joins_segments:
+        return None
+
+    def over_all(
+        logprobs_D: Sequence[Tensor], inputs_D: Sequence[Mapping[str, Tensor]]
+    ) -> tuple[Tensor, Mapping[str, float]]:
+        counts_D = [inputs["weights"] != 0 for inputs in inputs_D]
+        datum_S = torch.cat([torch.full((int(counts.sum()),), index) for index, counts in enumerate(counts_D)])
+
+        def joined(tensors_D: Sequence[Tensor]) -> Tensor:
+            return torch.cat([tensor[counts] for tensor, counts in zip(tensors_D, counts_D, strict=True)])
+
+        inputs_S = {name: joined([inputs[name] for inputs in inputs_D]) for name in function.required}
+        loss_S = function.per_position(loss, joined(logprobs_D), inputs_S, datum_S)
+        return (loss_S * inputs_S["weights"]).sum(), {}
+
+    return CustomLoss(over_all)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from crucible_train.adapters.torch_local.attention import LoopLayout, Scores, attend_causally
-from crucible_train.adapters.torch_local.known import KnownSequences, Layers, Node, Place
+from crucible_train.adapters.torch_local.known import CACHE_DTYPE, KnownSequences, Layers, Node, Place
 from crucible_train.adapters.torch_local.loading import EngineModel, hidden_states
 from crucible_train.adapters.torch_local.stream import NO_PARENT, Ints, Scored, Segment, build_stream
 
@@ -102,14 +102,14 @@ class _Stream:
         positions = torch.cat([torch.arange(s.offset, s.offset + len(s)) for s in self.segments]).to(device)
         with model.attention.using(self):
             hidden_TX = hidden_states(model, tokens, positions, self)
-        dtype, ends = model.precision.dtype, set(self._last_segment.values())
+        ends = set(self._last_segment.values())
         nodes: list[Node] = []
         for index, segment in enumerate(self.segments):
             own = slice(segment.start, segment.end)
             before = self._before[index]
             if segment.parent != NO_PARENT:
                 before = Place(nodes[segment.parent], segment.offset)
-            layers = [(_kept(keys, own, dtype), _kept(values, own, dtype)) for keys, values in self._layers]
+            layers = [(_kept(keys, own), _kept(values, own)) for keys, values in self._layers]
             hidden_X = hidden_TX[segment.end - 1].clone() if index in ends else None
             nodes.append(known.add(before, self._tokens[index], layers, hidden_X))
         return {item: nodes[segment] for item, segment in self._last_segment.items()}
@@ -150,5 +150,5 @@ def _stretch(node: Node, num: int, layer: int) -> tuple[Tensor, Tensor]:
     return keys[None, :, :num], values[None, :, :num]
 
 
-def _kept(table: Tensor, own: slice, dtype: torch.dtype) -> Tensor:
-    return table[0, :, own].to(dtype, copy=True, memory_format=torch.contiguous_format)
+def _kept(table: Tensor, own: slice) -> Tensor:
+    return table[0, :, own].to(CACHE_DTYPE, copy=True, memory_format=torch.contiguous_format)

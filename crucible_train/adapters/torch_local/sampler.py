@@ -20,7 +20,7 @@ from torch import Tensor
 from crucible_train.adapters.torch_local.cache import Prompt, RowCache, is_shared
 from crucible_train.adapters.torch_local.choosing import Choices, Logits
 from crucible_train.adapters.torch_local.inbox import Inbox
-from crucible_train.adapters.torch_local.known import KnownSequences, Node, Place, joined
+from crucible_train.adapters.torch_local.known import CACHE_DTYPE, KnownSequences, Node, Place, joined
 from crucible_train.adapters.torch_local.loading import EngineModel
 from crucible_train.adapters.torch_local.reading import read
 from crucible_train.adapters.torch_local.scoring import ScoreRequest, score
@@ -98,6 +98,7 @@ class Sampler:
         self._known = KnownSequences(MAX_KNOWN_BYTES)
         self._logits = Logits(model.head)
         self._waiting: deque[SampleRequest] = deque()
+        self._entering: list[SampleRequest] = []
         self._rows: list[_Row] = []
         self._cache = self._new_cache()
         self._choices: Choices | None = None
@@ -134,9 +135,10 @@ class Sampler:
             self._tick()
 
     def _fail(self, error: BaseException, asked: Sequence[Request]) -> None:
-        requests: list[Request] = [*(row.request for row in self._rows), *self._waiting, *asked]
-        self._rows.clear()
-        self._waiting.clear()
+        rows = [row.request for row in self._rows]
+        requests: list[Request] = [*rows, *self._entering, *self._waiting, *asked]
+        for some in (self._rows, self._entering, self._waiting):
+            some.clear()
         self._known.forget()
         for request in requests:
             if not request.future.done() and request.future.set_running_or_notify_cancel():
@@ -149,6 +151,7 @@ class Sampler:
         prompts: dict[bytes, list[SampleRequest]] = {}
         while self._waiting and self._fits(prompts):
             request = self._waiting.popleft()
+            self._entering.append(request)
             prompts.setdefault(request.prompt_N.tobytes(), []).append(request)
         if not prompts:
             return
@@ -162,6 +165,7 @@ class Sampler:
             self._cache.enter(Prompt(joined(Place(node, node.end)), node.end), len(requests))
             own = 0 if is_shared(node.end, len(requests)) else node.end
             self._rows += [self._row(request, node, own) for request in requests]
+        self._entering.clear()
         self._known.shrink()
         hidden_PX = torch.stack([node.hidden_X for node in nodes if node.hidden_X is not None])
         repeats = torch.tensor([len(requests) for requests in groups], device=hidden_PX.device)
@@ -202,7 +206,7 @@ class Sampler:
         config = self._model.causal.config.get_text_config()
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        return int(config.num_hidden_layers * 2 * heads * width * self._model.precision.dtype.itemsize)
+        return int(config.num_hidden_layers * 2 * heads * width * CACHE_DTYPE.itemsize)
 
     def _let_go(self) -> None:
         """Answer finished rows and drop them, and those whose caller has gone."""
@@ -265,7 +269,7 @@ class Sampler:
         self._count(sampled_tokens=len(rows))
 
     def _new_cache(self) -> RowCache:
-        return RowCache(self._model.precision.dtype, self._model.causal.device)
+        return RowCache(CACHE_DTYPE, self._model.causal.device)
 
     def _tick(self) -> None:
         """Count the time since the last tick."""

@@ -16,8 +16,8 @@ from crucible_train.adapters.torch_local.attention import LoopLayout
 from crucible_train.adapters.torch_local.choosing import Logits
 from crucible_train.adapters.torch_local.loading import EngineModel, hidden_states
 from crucible_train.adapters.torch_local.loss_head import logprobs
-from crucible_train.adapters.torch_local.reading import MAX_TOKENS, whole
-from crucible_train.adapters.torch_local.stream import Ints, TokenStream, micro_batches
+from crucible_train.adapters.torch_local.reading import MAX_TOKENS
+from crucible_train.adapters.torch_local.stream import Ints, Scored, TokenStream, micro_batches
 
 _MAX_LOGITS = 8 << 20
 
@@ -39,36 +39,45 @@ def score(model: EngineModel, requests: Sequence[ScoreRequest]) -> None:
     """Answer all requests."""
     answers: list[list[Any]] = [[None] * request.tokens_N.size for request in requests]
     for asked in ([r.top_k == 0 for r in requests], [r.top_k > 0 for r in requests]):
-        items = [whole(i, r.tokens_N) for i, r in enumerate(requests) if asked[i] and r.tokens_N.size > 1]
+        items = [_predicting(i, r.tokens_N) for i, r in enumerate(requests) if asked[i] and r.tokens_N.size > 1]
         limit = MAX_TOKENS if model.joins_segments else 0
         for stream in micro_batches(items, limit, share=model.joins_segments):
             found = _most_likely(model, stream, requests) if requests[stream.datum_S[0]].top_k else _own(model, stream)
             for index, place, entry in zip(stream.datum_S.tolist(), stream.place_S.tolist(), found, strict=True):
-                if place + 1 < len(answers[index]):
-                    answers[index][place + 1] = entry
+                answers[index][place + 1] = entry
     for request, answer in zip(requests, answers, strict=True):
         if request.future.set_running_or_notify_cancel():
             request.future.set_result(answer)
 
 
-def _hidden(model: EngineModel, stream: TokenStream) -> Tensor:
+def _predicting(index: int, tokens_N: Ints) -> Scored:
+    """A sequence without its last token, which predicts nothing: those that differ in that alone are read once."""
+    tokens = tokens_N.astype(np.int64)
+    num = tokens.size - 1
+    return Scored(index, tokens[:-1], np.arange(num), tokens[1:], np.ones(num, np.float32))
+
+
+def _hidden(model: EngineModel, stream: TokenStream, rows_S: Ints) -> Tensor:
     device = model.causal.device
     with model.attention.using(LoopLayout(stream.segments)):
         hidden = hidden_states(
             model, torch.from_numpy(stream.tokens_T).to(device), torch.from_numpy(stream.positions_T).to(device)
         )
-    return hidden[torch.from_numpy(stream.rows_S).to(device)]
+    return hidden[torch.from_numpy(rows_S).to(device)]
 
 
 def _own(model: EngineModel, stream: TokenStream) -> list[float]:
-    hidden = _hidden(model, stream)
-    return logprobs(hidden, model.head, torch.from_numpy(stream.targets_S).to(hidden.device)).tolist()
+    # where sequences share a beginning, its targets are the same as well
+    scored, place_S = np.unique(np.stack([stream.rows_S, stream.targets_S]), axis=1, return_inverse=True)
+    hidden = _hidden(model, stream, scored[0])
+    found = logprobs(hidden, model.head, torch.from_numpy(scored[1]).to(hidden.device)).cpu().numpy()
+    return list(found[place_S.reshape(-1)].tolist())
 
 
 def _most_likely(
     model: EngineModel, stream: TokenStream, requests: Sequence[ScoreRequest]
 ) -> Iterator[list[tuple[int, float]]]:
-    hidden, logits = _hidden(model, stream), Logits(model.head)
+    hidden, logits = _hidden(model, stream, stream.rows_S), Logits(model.head)
     most = max(requests[index].top_k for index in np.unique(stream.datum_S))
     size = max(1, _MAX_LOGITS // model.head.compute.shape[0])
     for start in range(0, len(hidden), size):

@@ -45,20 +45,20 @@ class Serving:
         self, prompt: ModelInput, num_samples: int, params: SamplingParams
     ) -> Sequence[TokensWithLogprobs]:
         """Write ``num_samples`` continuations of ``prompt``, in one batch with whatever else waits."""
-        tokens = self._checked(prompt, "a prompt")
+        tokens = self.checked(prompt, "a prompt")
         requests = [SampleRequest(tokens, index, params) for index in range(num_samples)]
         return await self._ask(requests)
 
     async def compute_logprobs(self, model_input: ModelInput) -> Sequence[float | None]:
         """The log-probability of each token given those before it; None for the first."""
-        (found,) = await self._ask([ScoreRequest(self._checked(model_input, "a sequence to score"))])
+        (found,) = await self._ask([ScoreRequest(self.checked(model_input, "a sequence to score"))])
         return found
 
     async def top_logprobs(self, model_input: ModelInput, k: int) -> Sequence[Sequence[tuple[int, float]] | None]:
         """The ``k`` most likely tokens at each position given those before it, as (id, log-probability)."""
         if k < 1:
             raise ValueError(f"k must be 1 or more, not {k}")
-        (found,) = await self._ask([ScoreRequest(self._checked(model_input, "a sequence to score"), k)])
+        (found,) = await self._ask([ScoreRequest(self.checked(model_input, "a sequence to score"), k)])
         return found
 
     @property
@@ -107,7 +107,12 @@ class Serving:
         finally:
             ended.set()
 
-    def _checked(self, given: ModelInput, name: str) -> np.ndarray:
+    def checked(self, given: ModelInput, name: str) -> np.ndarray:
+        """The tokens of a sequence.
+
+        Raises:
+            ValueError: there are none, or one is not of the vocabulary.
+        """
         tokens, vocab_size = given.to_array(), self._model.head.compute.shape[0]
         if not tokens.size:
             raise ValueError(f"{name} needs at least one token")

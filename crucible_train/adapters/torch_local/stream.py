@@ -10,6 +10,7 @@ is computed once, and supervised examples, preference pairs and groups of rollou
 Axes: T positions of the stream, S scored positions, D datums, N positions of one datum.
 """
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -18,12 +19,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from crucible_train.errors import ModelError
 from crucible_train.losses import DistributionLoss, LossFunction
 from crucible_train.types import Datum
 
 NO_PARENT = -1
 # Shorter shared prefixes are computed twice: attention over a parent costs more than a few tokens save.
 MIN_SHARED_TOKENS = 16
+_MAX_PAIRS = 1 << 24  # losses read them as float32
 
 Ints = npt.NDArray[np.int64]
 
@@ -76,7 +79,10 @@ class TokenStream:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scored:
-    """One datum, cut after the last position that counts: what follows it is never computed."""
+    """One datum, cut after the last position that counts: what follows it is never computed.
+
+    Those with the same ``pair`` must stand in one stream; None stands wherever there is room.
+    """
 
     index: int
     tokens_N: Ints
@@ -84,13 +90,15 @@ class Scored:
     targets_S: Ints
     weights_S: npt.NDArray[np.float32]
     inputs_S: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    pair: int | None = None
 
 
 def scored(index: int, datum: Datum, function: LossFunction | DistributionLoss) -> Scored:
     """Take from a datum what the loss needs, at the positions that count.
 
     Raises:
-        ValueError: the datum lacks an input of the loss, or the shape of one is not what the loss takes.
+        ValueError: the datum lacks an input of the loss, the shape of one is not what the loss takes, or a pair's
+            number is not the same at every position or too large for float32.
     """
     given = datum.loss_fn_inputs
     missing = [name for name in ("target_tokens", *function.required) if name not in given]
@@ -119,7 +127,15 @@ def scored(index: int, datum: Datum, function: LossFunction | DistributionLoss) 
         given["target_tokens"].to_numpy()[places].astype(np.int64),
         weights[places].astype(np.float32, copy=False),
         {name: given[name].to_numpy()[places].astype(np.float32, copy=False) for name in names},
+        None if function.coupled_by is None else _pair(index, given[function.coupled_by].to_numpy()),
     )
+
+
+def _pair(index: int, numbers_N: npt.NDArray[np.number]) -> int:
+    number = int(numbers_N[0]) if numbers_N.size else 0
+    if (numbers_N != number).any() or not 0 <= number < _MAX_PAIRS:
+        raise ValueError(f"datum {index}: pair must be one number, 0 to {_MAX_PAIRS - 1}, at every position")
+    return number
 
 
 def _weights(datum: Datum, function: LossFunction | DistributionLoss) -> npt.NDArray[np.float32]:
@@ -241,43 +257,92 @@ def _joined(arrays: Sequence[Ints]) -> Ints:
     return np.concatenate(arrays) if arrays else np.zeros(0, np.int64)
 
 
-def micro_batches(items: Sequence[Scored], max_tokens: int, *, share: bool = True) -> list[TokenStream]:
-    """Lay sequences out as streams of at most ``max_tokens`` positions; a longer sequence gets a stream of its own.
+def lay_out(
+    datums: Sequence[Datum], function: LossFunction | DistributionLoss, max_tokens: int, *, joins: bool
+) -> list[TokenStream]:
+    """The streams of a pass; each sequence has one of its own where the model cannot compute several in one.
 
-    The order is fixed by the sequences alone: neighbours share the longest prefixes. Streams come out about equally
-    long. Which sequences stand together changes nothing but rounding, since losses are sums.
+    Raises:
+        ModelError: the loss needs pairs in one stream, and the model cannot have them there.
+        ValueError: a datum lacks an input of the loss.
     """
-    ordered = [item for item in items if item.tokens_N.size]
-    if share:
-        ordered.sort(key=lambda item: item.tokens_N.astype(">i8").tobytes())
-    lengths = [int(item.tokens_N.size) for item in ordered]
-    costs = [
-        length - _saving(left, right, share=share)
-        for length, left, right in zip(lengths, [None, *ordered], ordered, strict=False)
-    ]
-    num_streams = max(1, -(-sum(costs) // max_tokens)) if max_tokens else len(ordered)
-    target = sum(costs) / num_streams if ordered else 0
-    groups: list[list[Scored]] = []
-    size, slack = 0, 0
-    for item, length, cost in zip(ordered, lengths, costs, strict=True):
-        # Where prefixes of several lengths meet, what one has more than another may be too short for a segment.
-        more = MIN_SHARED_TOKENS - 1 if cost < length else 0
-        is_due = groups and size + cost <= max_tokens and size + cost / 2 <= target
-        if is_due and (size + cost + slack + more <= max_tokens or _is_within([*groups[-1], item], max_tokens)):
-            groups[-1].append(item)
-            size += cost
-            slack += more
-        else:
-            groups.append([item])
-            size, slack = length, 0
-    return [build_stream(group, share=share) for group in groups]
+    items = [scored(index, datum, function) for index, datum in enumerate(datums)]
+    if joins:
+        return micro_batches(items, max_tokens)
+    if function.coupled_by is not None:
+        raise ModelError("model: it mixes tokens in other ways than attention, so it cannot be trained on pairs")
+    return micro_batches(items, 0, share=False)
 
 
-def _is_within(items: Sequence[Scored], max_tokens: int) -> bool:
-    return build_stream(items).num_tokens <= max_tokens
+def micro_batches(items: Sequence[Scored], max_tokens: int, *, share: bool = True) -> list[TokenStream]:
+    """Lay sequences out as streams of at most ``max_tokens`` positions; what is longer gets a stream of its own.
+
+    The sequences of a pair stay together. The order is fixed by the sequences alone: neighbours share the longest
+    prefixes. It is cut where the fewest positions have to be computed again; of such cuts, into the fewest streams; of
+    those, into the most equal ones. Which pairs stand together changes nothing but rounding, since losses are sums.
+    """
+    units = _units([item for item in items if item.tokens_N.size], share=share)
+    ordered = [item for unit in units for item in unit]
+    common = [shared_prefix(left.tokens_N, right.tokens_N) if share else 0 for left, right in pairwise(ordered)]
+    ends = np.cumsum([len(unit) for unit in units], dtype=np.int64)
+    cuts = _cuts([int(item.tokens_N.size) for item in ordered], common, ends, max_tokens)
+    return [build_stream(ordered[start:end], share=share) for start, end in pairwise(cuts)]
 
 
-def _saving(left: Scored | None, right: Scored, *, share: bool) -> int:
-    """How many positions ``right`` need not compute after ``left``."""
-    common = shared_prefix(left.tokens_N, right.tokens_N) if share and left is not None else 0
-    return common if common >= MIN_SHARED_TOKENS else 0
+def _units(items: Sequence[Scored], *, share: bool) -> list[list[Scored]]:
+    """What must stay together, each sorted, and sorted by what stands first."""
+
+    def order(item: Scored) -> bytes:
+        return item.tokens_N.astype(">i8").tobytes()
+
+    together: dict[tuple[bool, int], list[Scored]] = {}
+    for item in sorted(items, key=order) if share else items:
+        together.setdefault((item.pair is None, item.index if item.pair is None else item.pair), []).append(item)
+    return list(together.values())
+
+
+def _cuts(lengths: Sequence[int], common: Sequence[int], unit_ends: Ints, max_tokens: int) -> list[int]:
+    """Where sequences are cut into streams, 0 and their number included: the shortest path over all cuts.
+
+    A stream costs the positions that are computed again for its first sequence, then 1, then the square of its size;
+    each outweighs all of the next. What stands between two of ``unit_ends`` is not cut.
+    """
+    num = len(lengths)
+    saved = np.array([0, *(one if one >= MIN_SHARED_TOKENS else 0 for one in common)], np.int64)
+    ends = np.cumsum(np.array(lengths, np.int64) - saved[:num])
+    # Where prefixes of several lengths meet, what one has more than another may be too short for a segment.
+    slack = np.cumsum(saved[:num] > 0) * (MIN_SHARED_TOKENS - 1)
+    least, before = np.full(num + 1, np.inf), np.zeros(num + 1, np.int64)
+    least[0] = 0
+    for first, unit_end in pairwise([0, *unit_ends.tolist()]):
+        sizes = ends[first:] - ends[first] + lengths[first]
+        most = int(np.searchsorted(sizes, max_tokens, "right"))
+        sure = int(np.searchsorted(sizes + slack[first:] - slack[first], max_tokens, "right"))
+        count = max(unit_end - first, _fitting(lengths[first : first + most], common[first:], sure, max_tokens))
+        reached = unit_ends[(unit_ends > first) & (unit_ends <= first + count)]
+        shares = np.minimum(1, sizes[reached - first - 1] / max(1, max_tokens))
+        costs = least[first] + (num + 1) * ((num + 1) * saved[first] + 1) + shares**2
+        is_less = costs < least[reached]
+        before[reached] = np.where(is_less, first, before[reached])
+        least[reached] = np.where(is_less, costs, least[reached])
+    cuts = [num]
+    while cuts[-1] > 0:
+        cuts.append(int(before[cuts[-1]]))
+    return cuts[::-1]
+
+
+def _fitting(lengths: Sequence[int], common: Sequence[int], sure: int, max_tokens: int) -> int:
+    """How many of these sequences, from the first on, one stream holds: ``sure`` of them at least."""
+    counts = range(sure + 1, len(lengths) + 1)
+    return sure + bisect_right(counts, max_tokens, key=lambda num: _size(lengths[:num], common[: num - 1]))
+
+
+def _size(lengths: Sequence[int], common: Sequence[int], depth: int = 0) -> int:
+    """How many positions a stream of these sequences has from ``depth`` on: what ``_Builder.grow`` would add."""
+    shared = min(common, default=lengths[0])
+    if len(lengths) == 1:
+        return shared - depth
+    own = shared - depth if shared - depth >= MIN_SHARED_TOKENS else 0
+    cuts = [0, *(place + 1 for place, one in enumerate(common) if one == shared), len(lengths)]
+    rest = (_size(lengths[start:end], common[start : end - 1], depth + own) for start, end in pairwise(cuts))
+    return own + sum(rest)

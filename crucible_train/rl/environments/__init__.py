@@ -3,13 +3,17 @@
 import inspect
 import pkgutil
 import sys
-from collections.abc import Mapping
-from typing import Any
-
-from pydantic import ValidationError
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 from crucible_train.config.base import Section
+from crucible_train.config.complaints import validate
+from crucible_train.config.fields import tree_of
+from crucible_train.config.gathering import Gathering
+from crucible_train.config.sources import Place
+from crucible_train.config.suggestions import nearest
 from crucible_train.errors import ConfigError
+from crucible_train.judges import Asked
 from crucible_train.ports import DatasetStore
 from crucible_train.renderers import Renderer
 from crucible_train.rl.problem_set import ProblemSet
@@ -20,9 +24,22 @@ ENVIRONMENTS: Mapping[str, str] = {
     "code": "crucible_train.rl.environments.code:Code",
     "gsm8k": "crucible_train.rl.environments.gsm8k:Gsm8k",
     "guess_the_number": "crucible_train.rl.environments.guess_the_number:GuessTheNumber",
+    "preference": "crucible_train.rl.environments.preference:Preference",
     "prompts": "crucible_train.rl.environments.prompts:Prompts",
     "reasoning_gym": "crucible_train.rl.environments.reasoning_gym:ReasoningGym",
 }
+
+
+@runtime_checkable
+class Identified(Protocol):
+    """Options whose problems or rewards stand on something that is neither ours nor a data set."""
+
+    def identity(self) -> Sequence[str]:
+        """What it is, so that another is told from it: digests, versions.
+
+        Raises:
+            ConfigError: it cannot be found.
+        """
 
 
 def options_of(name: str) -> type[Section]:
@@ -51,6 +68,7 @@ def problems(
     renderer: Renderer,
     seed: int,
     store: DatasetStore | None = None,
+    judge: Asked | None = None,
 ) -> ProblemSet:
     """The problems of a name.
 
@@ -60,6 +78,7 @@ def problems(
         renderer: the model's chat format.
         seed: decides which problems there are, which are held out, and their order.
         store: reads data sets, for those that stand on one.
+        judge: compares answers, for those that are judged so.
 
     Raises:
         ConfigError: the name or an option is wrong, or a library is missing.
@@ -68,7 +87,8 @@ def problems(
     kind = _find(name)
     read = options if isinstance(options, Section) else read_options(name, options)
     needed = inspect.signature(kind).parameters
-    made: ProblemSet = kind(read, renderer, seed, **({"store": store} if "store" in needed else {}))
+    given = {name: value for name, value in (("store", store), ("judge", judge)) if name in needed}
+    made: ProblemSet = kind(read, renderer, seed, **given)
     return made
 
 
@@ -78,10 +98,15 @@ def read_options(name: str, values: Mapping[str, Any]) -> Section:
     Raises:
         ConfigError: the name is unknown, or options are wrong: a line for each.
     """
-    try:
-        return options_of(name).model_validate(dict(values))
-    except ValidationError as error:
-        raise ConfigError([f"env.options{_place(one)}: {_words(one)}" for one in error.errors()]) from error
+    tree = tree_of(options_of(name))
+    unknown = [f"{key}: unknown; {_hint(key, tree.leaves)}" for key in values if key not in tree.leaves]
+    known = {key: value for key, value in values.items() if key in tree.leaves}
+    gathering = Gathering(tree, "", values=known)
+    found = validate(gathering, Place())
+    wrong = unknown + [problem.text for problem in gathering.problems]
+    if wrong or not isinstance(found, Section):
+        raise ConfigError([f"env.options.{text}" for text in wrong])
+    return found
 
 
 def _find(name: str) -> Any:
@@ -90,11 +115,5 @@ def _find(name: str) -> Any:
     return pkgutil.resolve_name(ENVIRONMENTS[name])
 
 
-def _place(problem: Mapping[str, Any]) -> str:
-    return "".join(f".{part}" for part in problem["loc"])
-
-
-def _words(problem: Mapping[str, Any]) -> str:
-    """What is wrong, without the words that pydantic puts before ours."""
-    text = str(problem["msg"]).removeprefix("Value error, ")
-    return text[:1].lower() + text[1:]
+def _hint(key: str, known: Iterable[str]) -> str:
+    return nearest(key, known) or f"the names here are {', '.join(known)}"

@@ -8,10 +8,11 @@ A row holds a prompt and its tests, in one of two columns:
 as JSON, or as text that holds it. The reward is the share of tests that pass, or 1 only where all do.
 """
 
+import atexit
 import json
 import re
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from crucible_train.config.base import option
@@ -33,7 +34,7 @@ class CodeOptions(PromptSource):
 
     partial_credit: bool = option(True, "reward the share of tests that pass; false: 1 where all pass, else 0")
     format_coef: float = option(0.1, "what an answer without a fenced program costs, 0 or more", ge=0)
-    timeout_s: float = option(10.0, "seconds that the tests of a program may take together, above 0", gt=0)
+    timeout_s: float = option(10.0, "seconds for all calls of a program together, or each exchange, above 0", gt=0)
     memory_mib: int = option(512, "memory that a program may take, in MiB, 64 or more", ge=64)
     allow_unsandboxed: bool = option(
         False, "run programs as yourself where this machine offers no sandbox; otherwise that is refused"
@@ -85,7 +86,7 @@ class Code(FiniteProblems[tuple[Prompt, Tests]]):
     def __init__(self, options: CodeOptions, renderer: Renderer, seed: int, store: DatasetStore) -> None:
         """Read the data sets, and find out what the machine offers."""
         prompts, others = options.read(store)
-        sandbox = Sandbox(allow_unsandboxed=options.allow_unsandboxed)
+        sandbox = _sandbox(allow_unsandboxed=options.allow_unsandboxed)
         held_out = others if isinstance(others, int) else [(prompt, tests_of(prompt)) for prompt in others]
 
         def build(item: tuple[Prompt, Tests]) -> Problem:
@@ -95,6 +96,14 @@ class Code(FiniteProblems[tuple[Prompt, Tests]]):
 
         items = [(prompt, tests_of(prompt)) for prompt in prompts]
         super().__init__(items, lambda item: item[0].digest, build, held_out, seed)
+
+
+@cache
+def _sandbox(*, allow_unsandboxed: bool) -> Sandbox:
+    """The one sandbox of this process, so that its threads are as many as the processors; closed at the end."""
+    made = Sandbox(allow_unsandboxed=allow_unsandboxed)
+    atexit.register(made.close)
+    return made
 
 
 def program_of(text: str) -> str:

@@ -1,9 +1,12 @@
 """Prompts of any data set, each answered once and judged by a scorer, a function, or what compares answers."""
 
 import pkgutil
+import sys
 from collections.abc import Awaitable, Sequence
 from functools import partial
+from pathlib import Path
 
+from crucible_train import files
 from crucible_train.config.base import option
 from crucible_train.errors import ConfigError, DataError
 from crucible_train.evaluation.scorers import SCORERS
@@ -20,9 +23,19 @@ class PromptOptions(PromptSource):
 
     scorer: str = option("final_answer", f"how an answer is compared with the data's: {', '.join(SCORERS)}")
     reward: str | None = option(
-        None, "a Python function to judge with instead, as module:function; it gets the prompt and the answer's text"
+        None,
+        "a Python function to judge with instead, as module:function; it gets the prompt and the answer's text. A "
+        "change of its file counts as another function, a change of what it imports does not",
     )
     format_coef: float = option(0.1, "what an answer that is cut off costs, 0 or more", ge=0)
+
+    def identity(self) -> tuple[str, ...]:
+        """The digests of the files of the reward function: the one it is named in, and the one it is written in."""
+        if self.reward is None:
+            return ()
+        modules = {self.reward.partition(":")[0], getattr(_function(self.reward), "__module__", None)}
+        found = (getattr(sys.modules.get(str(name)), "__file__", None) for name in modules)
+        return tuple(sorted(files.sha256_file(Path(file)) for file in found if file))
 
 
 class PromptEnv(ProblemEnv):
@@ -99,17 +112,23 @@ class Prompts(FiniteProblems[Prompt]):
 
 def _reward_of(options: PromptOptions) -> Reward:
     if options.reward is not None:
-        try:
-            found = pkgutil.resolve_name(options.reward)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise ConfigError(f"reward: {options.reward!r} cannot be found: {error}") from error
-        if not callable(found):
-            raise ConfigError(f"reward: {options.reward!r} is not a function")
-        return found  # type: ignore[no-any-return]
+        return _function(options.reward)
     if options.scorer not in SCORERS:
-        raise ConfigError(f"scorer: {options.scorer!r} is unknown; known are {', '.join(SCORERS)}")
+        raise ConfigError(f"env.options.scorer: {options.scorer!r} is unknown; known are {', '.join(SCORERS)}")
     score = SCORERS[options.scorer]
     return lambda prompt, text: score(text, prompt.reference or "")
+
+
+def _function(name: str) -> Reward:
+    if ":" not in name:
+        raise ConfigError(f"env.options.reward: {name!r} is not of the form module:function")
+    try:
+        found = pkgutil.resolve_name(name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"env.options.reward: {name!r} cannot be found: {error}") from error
+    if not callable(found):
+        raise ConfigError(f"env.options.reward: {name!r} is not a function")
+    return found  # type: ignore[no-any-return]
 
 
 def _check_references(prompts: Sequence[Prompt], scorer: str) -> None:

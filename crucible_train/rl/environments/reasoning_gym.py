@@ -7,6 +7,7 @@ import difflib
 import importlib
 from collections.abc import Mapping
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from crucible_train.config.base import Section, option
@@ -28,6 +29,13 @@ class ReasoningGymOptions(Section):
     num_problems: int = option(10_000, "problems the task has, 1 or more; a few tasks make all in advance", ge=1)
     format_coef: float = option(0.1, "what an answer without its marks costs, 0 or more", ge=0)
     num_held_out: int = option(64, "different problems that are held out, 0 or more", ge=0)
+
+    def identity(self) -> tuple[str, ...]:
+        """The version of the library, which makes the problems and judges answers."""
+        try:
+            return (f"{_LIBRARY} {version(_LIBRARY)}",)
+        except PackageNotFoundError as error:
+            raise _missing(error) from error
 
 
 class ReasoningGymEnv(ProblemEnv):
@@ -86,18 +94,23 @@ def _marked(text: str) -> str:
     return text.strip()
 
 
+def _missing(error: ImportError) -> ConfigError:
+    advice = 'run in the checkout: pip install -c constraints.txt -e ".[rl-tasks]"'
+    return ConfigError(f"env.name: reasoning_gym: {error}; {advice}")
+
+
 def _task(options: ReasoningGymOptions) -> Any:
     try:
         library = importlib.import_module(_LIBRARY)
     except ImportError as error:
-        raise ConfigError(f"environment reasoning_gym: {error}; run: pip install 'crucible-train[rl-tasks]'") from error
+        raise _missing(error) from error
     known = importlib.import_module(f"{_LIBRARY}.factory").DATASETS
     if options.task not in known:
         near = difflib.get_close_matches(options.task, known, n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else f"; there are {len(known)}, such as chain_sum"
-        raise ConfigError(f"task: {options.task!r} is unknown{hint}")
+        raise ConfigError(f"env.options.task: {options.task!r} is unknown{hint}")
     try:
         # the seed of the library moves all problems; which of them are drawn is ours to say
         return library.create_dataset(options.task, seed=0, size=options.num_problems, **options.task_options)
     except (AssertionError, TypeError, ValueError) as error:
-        raise ConfigError(f"task_options: {options.task}: {error}") from error
+        raise ConfigError(f"env.options.task_options: {options.task}: {error}") from error

@@ -21,7 +21,7 @@ from crucible_train.stages.distill.teachers import Classroom, classroom
 from crucible_train.stages.publishing import open_client
 from crucible_train.stages.rl import evaluate
 from crucible_train.stages.rl.evaluate import RESULTS, SUMMARY, tell_failure
-from crucible_train.stages.rl.problems import PROBLEM_CODE, PROBLEM_FIELDS
+from crucible_train.stages.rl.problems import PROBLEM_CODE, PROBLEM_FIELDS, PROBLEM_LIBRARIES
 from crucible_train.stages.train import hardware_identity
 from crucible_train.types import ArtifactRef, Hardware
 
@@ -35,7 +35,7 @@ class EvaluateDistill(Stage[DistillConfig]):
     reads = (*PROBLEM_FIELDS, "model", "teacher", "teachers", "peft", "rollout", "eval.temperature", "eval.measure_kl")
     uses = ("engine", "lesson.objective", "lesson.student_share")
     code = (*PROBLEM_CODE, "distill", "stages.distill.teachers", "stages.publishing", "adapters.torch_local")
-    libraries = ("torch", "transformers", "peft")
+    libraries = ("torch", "transformers", "peft", *PROBLEM_LIBRARIES)
 
     def __init__(self, config: DistillConfig, hardware: Hardware) -> None:
         """Measure on this hardware."""

@@ -2,11 +2,13 @@
 
 import asyncio
 import sys
+from functools import partial
 from pathlib import Path
 
 from crucible_train import terminal, wiring
 from crucible_train.config.overrides import to_yaml
 from crucible_train.config.redaction import hide_secrets
+from crucible_train.loop.training import peak_rate
 from crucible_train.recipes.distill import DistillConfig
 from crucible_train.renderers import FastTokenizer
 from crucible_train.stages.chain import Chain
@@ -42,7 +44,15 @@ def show_plan(config: DistillConfig) -> None:
         return
     _show_views(config, description)
     chain.show()
-    show_cost(config.train, config.peft, config.engine, hardware, config.rollout.max_tokens, description)
+    show_cost(
+        config.train,
+        config.peft,
+        config.engine,
+        hardware,
+        config.rollout.max_tokens,
+        description,
+        partial(peak_rate, config.train, config.peft),
+    )
 
 
 def _show_views(config: DistillConfig, description: Path) -> None:

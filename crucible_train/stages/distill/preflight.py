@@ -14,7 +14,13 @@ from crucible_train.stages.distill.sources import sources
 from crucible_train.stages.distill.teachers import peft_of, student_of, teacher_reader
 from crucible_train.stages.prepare_model import BUILT_IN, at_hand, description_of
 
-STEP_METRICS = ("optim/learning_rate", "progress/epoch", "progress/num_tokens", "reward/mean", "train/teacher_kl")
+STEP_METRICS = (
+    "optim/learning_rate",
+    "progress/num_problems",
+    "progress/num_tokens",
+    "reward/mean",
+    "train/teacher_kl",
+)
 """What every step measures; an environment's own parts of the reward come besides."""
 
 Problems = Iterator[str]

@@ -10,6 +10,7 @@ from crucible_train.config.sections import PeftConfig
 from crucible_train.distill.config import TeacherConfig
 from crucible_train.distill.teacher import Reader, Teacher, Teachers, check_objective, prefaced
 from crucible_train.errors import ConfigError
+from crucible_train.judges import Asked
 from crucible_train.ports import SamplingClient, Tokenizer, TrainingClient
 from crucible_train.recipes.distill import DistillConfig
 from crucible_train.renderers import FastTokenizer, Renderer, get_renderer, renderer_for
@@ -18,6 +19,7 @@ from crucible_train.rl.problem_set import ProblemSet
 from crucible_train.stages.base import in_thread
 from crucible_train.stages.chat_format import renderer_spec
 from crucible_train.stages.prepare_model import base_name
+from crucible_train.stages.rl.problems import judge_of
 from crucible_train.types import Hardware
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -38,25 +40,33 @@ def input_name(field: str) -> str:
     return field.replace(".", "_")
 
 
-def problems_for(config: DistillConfig, renderer: Renderer) -> ProblemSet:
-    """The problems of a configuration, in a chat format.
+def problems_for(config: DistillConfig, renderer: Renderer, judge: Asked | None = None) -> ProblemSet:
+    """The problems of a configuration, in a chat format; without their ``judge`` they can be shown, not played.
 
     Raises:
         ConfigError: the environment or an option is wrong, or a library is missing.
         DataError: a data set cannot be used.
     """
-    return problems(config.env.name, config.env.options, renderer, config.seed, wiring.dataset_store())
+    return problems(config.env.name, config.env.options, renderer, config.seed, wiring.dataset_store(), judge)
 
 
 def student_of(config: DistillConfig, model_dir: Path, tokenizer: Tokenizer) -> Reader:
-    """How the student sees the problems."""
-    spec = renderer_spec(config, model_dir, tokenizer)
-    renderer = get_renderer(spec.name, tokenizer, **spec.options)
+    """How the student sees the problems, which can be shown, not played, where they need a judge."""
+    renderer = _renderer_of(config, model_dir, tokenizer)
     return Reader(problems_for(config, renderer), renderer)
 
 
+def _renderer_of(config: DistillConfig, model_dir: Path, tokenizer: Tokenizer) -> Renderer:
+    spec = renderer_spec(config, model_dir, tokenizer)
+    return get_renderer(spec.name, tokenizer, **spec.options)
+
+
 def teacher_reader(
-    config: DistillConfig, teacher: TeacherConfig, student: Reader, model_dir: Path | None
+    config: DistillConfig,
+    teacher: TeacherConfig,
+    student: Reader,
+    model_dir: Path | None,
+    judge: Asked | None = None,
 ) -> tuple[Reader, bool, bool]:
     """How a teacher sees the problems, and whether it shares the student's ids and its chat format.
 
@@ -65,6 +75,7 @@ def teacher_reader(
         teacher: which one.
         student: how the student sees them.
         model_dir: the teacher's model; None where it is the student's, or behind a server.
+        judge: compares answers, where the environment needs one and they are played.
 
     Raises:
         ConfigError: its renderer or an option of it is unknown.
@@ -75,7 +86,7 @@ def teacher_reader(
     seen = prefaced(its, teacher.preface(config.env.name))
     shares_ids = its.tokenizer.sha256 == mine.tokenizer.sha256
     shares_format = type(its) is type(mine) and its.options == mine.options
-    return Reader(problems_for(config, seen), seen), shares_ids, shares_format
+    return Reader(problems_for(config, seen, judge), seen), shares_ids, shares_format
 
 
 def _renderer(teacher: TeacherConfig, mine: Renderer, model_dir: Path | None) -> Renderer:
@@ -100,9 +111,12 @@ async def classroom(
         ConfigError: one of them does not fit the student or what is to be learnt.
         ModelError: a model cannot be loaded.
     """
-    student = student_of(config, inputs["model"], client.tokenizer())
+    renderer = _renderer_of(config, inputs["model"], client.tokenizer())
     async with AsyncExitStack() as stack:
-        opening = _Opening(config, client, inputs, hardware, state_dir, student, stack)
+        own = (inputs["model"], renderer)
+        judge = await stack.enter_async_context(judge_of(config.env, own, config.engine, hardware))
+        student = Reader(problems_for(config, renderer, judge), renderer)
+        opening = _Opening(config, client, inputs, hardware, state_dir, student, stack, judge)
         found = {field: await opening.teacher(field, one) for field, one in config.teacher_configs.items()}
         by_tag = {field.removeprefix("teachers."): one for field, one in found.items() if field != "teacher"}
         yield Classroom(student, Teachers(found["teacher"], by_tag))
@@ -119,11 +133,12 @@ class _Opening:
     state_dir: Path
     student: Reader
     stack: AsyncExitStack
+    judge: Asked | None
 
     async def teacher(self, field: str, teacher: TeacherConfig) -> Teacher:
         """One of them."""
         folder = self.inputs.get(input_name(field))
-        reader, shares_ids, shares_format = teacher_reader(self.config, teacher, self.student, folder)
+        reader, shares_ids, shares_format = teacher_reader(self.config, teacher, self.student, folder, self.judge)
         client = await self._client(field, teacher, reader.renderer.tokenizer)
         made = Teacher(field, client, reader, shares_ids, shares_format)
         check_objective(made, self.student, self.config.lesson.objective)

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from crucible_train import checkpoints, files, terminal, wiring
+from crucible_train import files, terminal, wiring
 from crucible_train.config.redaction import redacted
 from crucible_train.loop.run import TrainingRun
 from crucible_train.loop.training import TrainingResult, peak_rate
@@ -22,8 +22,8 @@ from crucible_train.stages.distill.sources import sources
 from crucible_train.stages.distill.teachers import Classroom, classroom
 from crucible_train.stages.publishing import open_client, publish_weights, what_is_trained
 from crucible_train.stages.rl.evaluate import RESULTS, tell_failure
-from crucible_train.stages.rl.problems import PROBLEM_CODE, PROBLEM_FIELDS
-from crucible_train.stages.train import RESULT, hardware_identity
+from crucible_train.stages.rl.problems import PROBLEM_CODE, PROBLEM_FIELDS, PROBLEM_LIBRARIES
+from crucible_train.stages.train import RESULT, hardware_identity, start_identity
 from crucible_train.trace import Trace
 from crucible_train.types import ArtifactRef, Hardware
 
@@ -61,7 +61,7 @@ class TrainDistill(Stage[DistillConfig]):
         "stages.publishing",
         "adapters.torch_local",
     )
-    libraries = ("torch", "transformers", "peft")
+    libraries = ("torch", "transformers", "peft", *PROBLEM_LIBRARIES)
 
     def __init__(self, config: DistillConfig, hardware: Hardware, run_dir: Path) -> None:
         """Train on this hardware in this run directory."""
@@ -77,12 +77,7 @@ class TrainDistill(Stage[DistillConfig]):
         """
         deciding = {name: ref for name, ref in inputs.items() if name != "before"}
         more = {"hardware": hardware_identity(self._hardware), "sources": sources(self.config)}
-        identity = super().identity(deciding) | more
-        start = self.config.checkpoint.resume_from_checkpoint
-        if start not in ("auto", "never"):
-            manifest = Path(start).expanduser() / checkpoints.MANIFEST
-            identity["start"] = files.sha256_file(manifest) if manifest.is_file() else start
-        return identity
+        return super().identity(deciding) | more | start_identity(self.config)
 
     async def run(self, inputs: Mapping[str, Path], folder: Path) -> None:
         """Train, and put the published weights, the metrics and the result into ``folder``."""

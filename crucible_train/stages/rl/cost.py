@@ -1,10 +1,10 @@
 """What ``--dry-run`` of a flow on problems shows: the first prompts as a model reads them, what a step takes."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from crucible_train import terminal, wiring
 from crucible_train.config.sections import EngineConfig, PeftConfig
-from crucible_train.loop.training import peak_rate
 from crucible_train.ports import Tokenizer
 from crucible_train.rl.config import RLOptimConfig
 from crucible_train.rl.problem_set import ProblemSet
@@ -28,15 +28,21 @@ async def show_problems(found: ProblemSet, tokenizer: Tokenizer, num_shown: int)
 
 
 def show_cost(
-    train: RLOptimConfig, peft: PeftConfig, engine: EngineConfig, hardware: Hardware, max_tokens: int, description: Path
+    train: RLOptimConfig,
+    peft: PeftConfig,
+    engine: EngineConfig,
+    hardware: Hardware,
+    max_tokens: int,
+    description: Path,
+    rate_of: Callable[[int], float],
 ) -> None:
-    """Print what a step samples and trains, and the memory it takes."""
+    """Print what a step samples and trains, and the memory it takes; ``rate_of`` a width is the peak rate."""
     answers = train.groups_per_batch * train.num_generations
     estimate = wiring.estimate(description, peft, engine, hardware, max_tokens, answers)
     terminal.field(
         "training",
         f"{train.max_steps} steps of {train.groups_per_batch} problems x {train.num_generations} answers of up to "
-        f"{max_tokens} tokens, peak rate {peak_rate(train, peft, estimate.hidden_size):g}; "
+        f"{max_tokens} tokens, peak rate {rate_of(estimate.hidden_size):g}; "
         f"{estimate.num_trained_params / 1e6:,.1f} of {estimate.num_params / 1e6:,.1f} million weights",
     )
     writing = train.max_steps * max_tokens * estimate.write_step_s

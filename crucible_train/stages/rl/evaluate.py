@@ -11,22 +11,29 @@ from crucible_train.rl.held_out import held_out_metrics, play_held_out
 from crucible_train.rl.rollout_config import RolloutConfig
 from crucible_train.stages.base import Stage
 from crucible_train.stages.publishing import open_client
-from crucible_train.stages.rl.problems import PROBLEM_CODE, PROBLEM_FIELDS, problem_set, sources
+from crucible_train.stages.rl.problems import PROBLEM_CODE, PROBLEM_FIELDS, PROBLEM_LIBRARIES, opened, sources
 from crucible_train.stages.train import hardware_identity
 from crucible_train.types import ArtifactRef, Hardware
 
 RESULTS = "results.jsonl"
 SUMMARY = "summary.json"
+_OWN_SAMPLING = ("temperature", "top_p", "top_k", "min_p")
 
 
 class EvaluateRL(Stage[RLConfig]):
     """Plays every held-out problem once."""
 
     name = "evaluate_rl"
-    reads = (*PROBLEM_FIELDS, "model", "peft", "rollout", "eval.temperature")
+    reads = (
+        *PROBLEM_FIELDS,
+        "model",
+        "peft",
+        *(f"rollout.{name}" for name in RolloutConfig.model_fields if name not in _OWN_SAMPLING),
+        "eval.temperature",
+    )
     uses = ("engine",)
     code = (*PROBLEM_CODE, "stages.rl.problems", "stages.publishing", "adapters.torch_local")
-    libraries = ("torch", "transformers", "peft")
+    libraries = ("torch", "transformers", "peft", *PROBLEM_LIBRARIES)
 
     def __init__(self, config: RLConfig, hardware: Hardware) -> None:
         """Measure on this hardware."""
@@ -43,10 +50,11 @@ class EvaluateRL(Stage[RLConfig]):
         config = self.config
         client = await open_client(config, inputs["model"], self._hardware, folder / "unused", inputs.get("trained"))
         try:
-            held_out = problem_set(config, inputs["model"], client.tokenizer()).held_out
-            played = await play_held_out(
-                client.sampling_client(), held_out, measured_as(config), config.seed, tell_failure
-            )
+            async with opened(config, inputs["model"], client.tokenizer(), self._hardware) as problems:
+                terminal.field("playing", f"{len(problems.held_out)} held-out problems")
+                played = await play_held_out(
+                    client.sampling_client(), problems.held_out, measured_as(config), config.seed, tell_failure
+                )
         finally:
             await client.close()
         rows = [one.to_json() for one in played]
@@ -56,8 +64,8 @@ class EvaluateRL(Stage[RLConfig]):
 
 def measured_as(config: RLConfig) -> RolloutConfig:
     """How held-out problems are played: at the temperature of the evaluation, from the whole distribution."""
-    plain = {"temperature": config.eval.temperature, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
-    return config.rollout.model_copy(update={k: v for k, v in plain.items() if k in type(config.rollout).model_fields})
+    own = (config.eval.temperature, 1.0, 0, 0.0)
+    return config.rollout.model_copy(update=dict(zip(_OWN_SAMPLING, own, strict=True)))
 
 
 def tell_failure(problem: str, error: str) -> None:

@@ -7,7 +7,13 @@ from crucible_train.rl.environments import read_options
 from crucible_train.stages import preflight
 from crucible_train.stages.rl.problems import sources
 
-STEP_METRICS = ("optim/learning_rate", "progress/epoch", "progress/num_tokens", "reward/mean", "sample/answer_tokens")
+STEP_METRICS = (
+    "optim/learning_rate",
+    "progress/num_problems",
+    "progress/num_tokens",
+    "reward/mean",
+    "sample/answer_tokens",
+)
 """What every step measures; an environment's own parts of the reward come besides."""
 
 Problems = Iterator[str]

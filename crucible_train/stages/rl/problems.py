@@ -1,30 +1,82 @@
 """The problems of a run: made of the configuration and the model's chat format."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from crucible_train import wiring
+from crucible_train.config.sections import EngineConfig
+from crucible_train.judges import Asked
 from crucible_train.ports import Tokenizer
 from crucible_train.recipes.rl import RLConfig
 from crucible_train.renderers import Renderer, get_renderer
-from crucible_train.rl.environments import problems, read_options
+from crucible_train.rl.config import EnvConfig
+from crucible_train.rl.environments import Identified, problems, read_options
+from crucible_train.rl.environments.preference import JudgeSource
 from crucible_train.rl.problem_set import ProblemSet
 from crucible_train.stages.chat_format import renderer_spec
+from crucible_train.stages.rl.judging import OpenedJudge, judge_identity
+from crucible_train.types import Hardware
 
 PROBLEM_FIELDS = ("seed", "env", "data.renderer", "data.renderer_options")
 """What decides which problems there are."""
-PROBLEM_CODE = ("rl", "renderers", "types", "seeds", "evaluation.scorers", "data", "stages.chat_format")
+PROBLEM_CODE = (
+    "rl",
+    "judges",
+    "renderers",
+    "types",
+    "seeds",
+    "evaluation",
+    "data",
+    "sandbox",
+    "adapters.row_store",
+    "config.sections",
+    "config.server",
+    "stages.chat_format",
+    "stages.rl.judging",
+)
+"""What makes problems and judges answers."""
+PROBLEM_LIBRARIES = ("numpy", "tokenizers", "jinja2", "pyarrow")
+"""What draws problems, and makes tokens of them; an environment's own library is in ``sources``."""
 
 
-def problem_set(config: RLConfig, model_dir: Path, tokenizer: Tokenizer) -> ProblemSet:
-    """The problems of a configuration for a model.
+@asynccontextmanager
+async def opened(
+    config: RLConfig, model_dir: Path, tokenizer: Tokenizer, hardware: Hardware
+) -> AsyncIterator[ProblemSet]:
+    """The problems with what judges them, which is loaded when it is first asked.
+
+    Raises:
+        ConfigError: as ``problem_set``.
+        DataError: likewise.
+    """
+    own = (model_dir, renderer_of(config, model_dir, tokenizer))
+    async with judge_of(config.env, own, config.engine, hardware) as judge:
+        yield problem_set(config, model_dir, tokenizer, judge)
+
+
+@asynccontextmanager
+async def judge_of(
+    env: EnvConfig, own: tuple[Path, Renderer], engine: EngineConfig, hardware: Hardware
+) -> AsyncIterator[Asked | None]:
+    """What judges the answers in an environment, as ``OpenedJudge``; None where nothing needs to."""
+    options = read_options(env.name, env.options)
+    if not isinstance(options, JudgeSource):
+        yield None
+        return
+    async with OpenedJudge(options, own, engine, hardware) as judge:
+        yield judge
+
+
+def problem_set(config: RLConfig, model_dir: Path, tokenizer: Tokenizer, judge: Asked | None = None) -> ProblemSet:
+    """The problems of a configuration for a model; those that need a ``judge`` can be shown without, not played.
 
     Raises:
         ConfigError: the environment or an option is wrong, or a library is missing.
         DataError: a data set cannot be used.
     """
     renderer = renderer_of(config, model_dir, tokenizer)
-    return problems(config.env.name, config.env.options, renderer, config.seed, wiring.dataset_store())
+    return problems(config.env.name, config.env.options, renderer, config.seed, wiring.dataset_store(), judge)
 
 
 def renderer_of(config: RLConfig, model_dir: Path, tokenizer: Tokenizer) -> Renderer:
@@ -34,10 +86,18 @@ def renderer_of(config: RLConfig, model_dir: Path, tokenizer: Tokenizer) -> Rend
 
 
 def sources(config: RLConfig) -> Sequence[str]:
-    """The digests of the data sets that the environment's options name: their content decides the problems.
+    """What decides the problems and rewards beside the options and our code.
+
+    The digests of the data sets that the environment's options name, as ``sources``; what else the options say that
+    they stand on, as ``identity()``, such as the source of a function or the version of a library; and the judge.
 
     Raises:
-        DataError: there is none of that name.
+        ConfigError: a function or a library cannot be found.
+        DataError: there is no data set of that name.
+        ModelError: there is no such judge.
     """
     store, options = wiring.dataset_store(), read_options(config.env.name, config.env.options)
-    return [store.describe(source).sha256 for source in getattr(options, "sources", ())]
+    found = [store.describe(source).sha256 for source in getattr(options, "sources", ())]
+    if isinstance(options, Identified):
+        found += options.identity()
+    return [*found, judge_identity(options)] if isinstance(options, JudgeSource) else found

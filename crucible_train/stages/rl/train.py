@@ -10,24 +10,27 @@ from typing import Any
 
 import numpy as np
 
-from crucible_train import checkpoints, files, terminal, wiring
+from crucible_train import files, terminal, wiring
 from crucible_train.config.redaction import redacted
 from crucible_train.config.sections import PeftConfig
 from crucible_train.loop.run import Cadence, TrainingRun
-from crucible_train.loop.training import TrainingResult, peak_rate
-from crucible_train.metrics_file import METRICS_FILE
+from crucible_train.loop.training import TrainingResult
+from crucible_train.metrics_file import METRICS_FILE, read_metrics
 from crucible_train.ports import MetricsLogger, RunInfo, RunStatus, TrainingClient
-from crucible_train.recipes.rl import Reference, RLConfig, Surroundings, train
+from crucible_train.recipes.rl import RLConfig, peak_rate, train
 from crucible_train.renderers.record import RECORD_FILE
 from crucible_train.rl.batch import ScoredGroup
+from crucible_train.rl.config import RLEvalConfig
 from crucible_train.rl.held_out import held_out_metrics, play_held_out
+from crucible_train.rl.problem_set import ProblemSet
+from crucible_train.rl.update import Reference, Surroundings
 from crucible_train.stages.base import Stage
 from crucible_train.stages.chat_format import renderer_record
 from crucible_train.stages.publishing import open_client, publish_weights, what_is_trained
 from crucible_train.stages.rl import logged_groups
 from crucible_train.stages.rl.evaluate import RESULTS, measured_as, tell_failure
-from crucible_train.stages.rl.problems import PROBLEM_CODE, PROBLEM_FIELDS, problem_set, sources
-from crucible_train.stages.train import RESULT, hardware_identity
+from crucible_train.stages.rl.problems import PROBLEM_CODE, PROBLEM_FIELDS, PROBLEM_LIBRARIES, opened, sources
+from crucible_train.stages.train import RESULT, hardware_identity, start_identity
 from crucible_train.trace import Trace
 from crucible_train.types import ArtifactRef, CrossEntropy, Datum, Hardware
 
@@ -46,13 +49,13 @@ class TrainRL(Stage[RLConfig]):
         "algorithm",
         "schedule",
         "train",
-        "eval",
+        *(f"eval.{name}" for name in RLEvalConfig.model_fields if name != "temperature"),
         "num_logged_groups",
         "engine.micro_batch_tokens",
         "engine.activation_checkpointing",
         "checkpoint.load_best_model_at_end",
     )
-    uses = ("engine", "checkpoint", "report_to")
+    uses = ("engine", "checkpoint", "report_to", "eval.temperature")
     code = (
         *PROBLEM_CODE,
         "recipes.rl",
@@ -63,7 +66,7 @@ class TrainRL(Stage[RLConfig]):
         "stages.publishing",
         "adapters.torch_local",
     )
-    libraries = ("torch", "transformers", "peft")
+    libraries = ("torch", "transformers", "peft", *PROBLEM_LIBRARIES)
 
     def __init__(self, config: RLConfig, hardware: Hardware, run_dir: Path) -> None:
         """Train on this hardware in this run directory."""
@@ -75,16 +78,14 @@ class TrainRL(Stage[RLConfig]):
     def identity(self, inputs: Mapping[str, ArtifactRef]) -> dict[str, Any]:
         """Device, precision and threads decide the bits of the output, as does what the environment reads.
 
-        What was measured ``before`` does not: its numbers follow from the model, the problems and the hardware.
+        What was measured ``before`` does not: its numbers follow from the model, the problems and the hardware. The
+        temperature of the evaluation does only where problems are played while training.
         """
         deciding = {name: ref for name, ref in inputs.items() if name != "before"}
-        more = {"hardware": hardware_identity(self._hardware), "sources": sources(self.config)}
-        identity = super().identity(deciding) | more
-        start = self.config.checkpoint.resume_from_checkpoint
-        if start not in ("auto", "never"):
-            manifest = Path(start).expanduser() / checkpoints.MANIFEST
-            identity["start"] = files.sha256_file(manifest) if manifest.is_file() else start
-        return identity
+        more: dict[str, Any] = {"hardware": hardware_identity(self._hardware), "sources": sources(self.config)}
+        if self.config.eval.num_step_problems:
+            more["temperature"] = self.config.eval.temperature
+        return super().identity(deciding) | more | start_identity(self.config)
 
     async def run(self, inputs: Mapping[str, Path], folder: Path) -> None:
         """Train, and put the published weights, the metrics, chosen groups and the result into ``folder``."""
@@ -92,8 +93,11 @@ class TrainRL(Stage[RLConfig]):
         logger = wiring.metrics_logger(config.report_to, terminal.say)
         client = await open_client(config, inputs["model"], self._hardware, self._run_dir / "checkpoints")
         try:
-            async with self._reference(client, inputs["model"]) as reference:
-                result = await self._train(client, reference, logger, inputs)
+            async with (
+                self._reference(client, inputs["model"]) as reference,
+                opened(config, inputs["model"], client.tokenizer(), self._hardware) as problems,
+            ):
+                result = await self._train(client, problems, reference, logger, inputs)
         finally:
             await client.close()
         publish_weights(
@@ -109,10 +113,14 @@ class TrainRL(Stage[RLConfig]):
         files.write_json(folder / RESULT, asdict(result))
 
     async def _train(
-        self, client: TrainingClient, reference: Reference | None, logger: MetricsLogger, inputs: Mapping[str, Path]
+        self,
+        client: TrainingClient,
+        problems: ProblemSet,
+        reference: Reference | None,
+        logger: MetricsLogger,
+        inputs: Mapping[str, Path],
     ) -> TrainingResult:
         config, num_steps = self.config, self.config.train.max_steps
-        problems = problem_set(config, inputs["model"], client.tokenizer())
         watched = problems.held_out[: config.eval.num_step_problems]
         trace = Trace()
 
@@ -146,6 +154,7 @@ class TrainRL(Stage[RLConfig]):
             run.metrics.finish(status)
             logger.finish(status)
             trace.write(self._run_dir / TRACE)
+        _say_if_nothing_was_learnt(self._run_dir)
         return result
 
     @contextlib.asynccontextmanager
@@ -180,13 +189,24 @@ def _first_metrics(before: Path | None, num_watched: int) -> dict[str, float]:
 def _describe(config: RLConfig, client: TrainingClient, num_problems: int | None) -> None:
     """Say what is about to be trained, and how far."""
     model, train_config = client.model_info(), config.train
+    for note in config.notes:
+        terminal.field("note", note)
     of = "problems drawn without end" if num_problems is None else f"{num_problems:,} problems"
     terminal.field(
         "train",
         f"{what_is_trained(config, model)}; {train_config.max_steps} steps of {train_config.groups_per_batch} x "
         f"{train_config.num_generations} answers to {of}, "
-        f"peak rate {peak_rate(train_config, config.peft, model.hidden_size):g}",
+        f"peak rate {peak_rate(config, model.hidden_size):g}",
     )
+
+
+def _say_if_nothing_was_learnt(run_dir: Path) -> None:
+    if not any("optim/grad_norm" in record for record in read_metrics(run_dir)):
+        terminal.field(
+            "note",
+            "no step was taken: the answers to each problem were all rewarded alike, or there were none; see "
+            "sample/stop_* and reward/* in metrics.jsonl",
+        )
 
 
 def _report(line: str) -> None:

@@ -1,0 +1,1 @@
+"""Learning from preferences: its configuration, the datums of a step, the reference, and what is measured."""

@@ -1,0 +1,32 @@
+"""A run of learning from preferences in Markdown: for an orchestrator's page and for the model card."""
+
+from crucible_train.report.dpo_facts import DPOFacts
+from crucible_train.report.summary import card, comparison_table
+
+
+def summary(facts: DPOFacts) -> str:
+    """What was done and what came of it."""
+    train = facts.rendered["train"]
+    set_aside = ", ".join(f"{count} {reason}" for reason, count in facts.num_bad_rows.items()) or "nothing"
+    return "\n".join(
+        [
+            f"# {facts.title}",
+            "",
+            f"{facts.config['model']} on {facts.config['dataset']}: {facts.result['num_steps']} steps of "
+            f"{facts.config['preference']['loss_type']} over {train['num_examples']:,} preferences "
+            f"({train['num_tokens']:,} tokens). {facts.hardware}.",
+            "",
+            comparison_table(facts.compared) if facts.compared else "Nothing was held out, so nothing was measured.",
+            "",
+            f"Set aside: {set_aside}.",
+        ]
+    )
+
+
+def model_card(facts: DPOFacts, base: str) -> str:
+    """The ``README.md`` beside the published weights; ``base`` is where others find the base model."""
+    about = (
+        f"{summary(facts)}\n\nData: {facts.data['source']}, {facts.data['num_rows']:,} preferences, "
+        f"{facts.data['format']}. Rendered by `{facts.rendered['renderer']}`."
+    )
+    return card("dpo", base, about, facts.command, is_adapter=facts.config["peft"]["use_peft"])

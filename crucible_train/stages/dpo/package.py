@@ -1,0 +1,90 @@
+"""The published model, the report and the evaluation's records."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from crucible_train import files
+from crucible_train.metrics_file import METRICS_FILE, TIMINGS_FILE, read_metrics
+from crucible_train.recipes.dpo import DPOConfig
+from crucible_train.renderers import FastTokenizer
+from crucible_train.renderers.record import RECORD_FILE
+from crucible_train.report.charts import margin_chart, png
+from crucible_train.report.dpo_facts import DPOFacts, gather
+from crucible_train.report.dpo_page import page
+from crucible_train.report.dpo_summary import model_card, summary
+from crucible_train.stages.base import Stage
+from crucible_train.stages.chat_format import renderer_record
+from crucible_train.stages.evaluate import RESULTS, SUMMARY
+from crucible_train.stages.package import EVALUATION, PUBLISHED, QUARANTINE, REPORT, SUMMARY_PAGE
+from crucible_train.stages.prepare_model import base_name
+from crucible_train.stages.publishing import ADAPTER, MODEL
+from crucible_train.types import ArtifactRef, Hardware
+
+MARGIN_CURVE = "margin.png"
+
+
+class PackageDPO(Stage[DPOConfig]):
+    """Puts together what a user takes away from a run."""
+
+    name = "package_dpo"
+    reads = (
+        "model",
+        "dataset",
+        "output_dir",
+        "run_name",
+        "seed",
+        "data",
+        "preference",
+        "peft",
+        "train",
+        "engine",
+        "eval",
+        "checkpoint",
+    )
+    code = ("report", "evaluation", "renderers", "config", "preference", "stages.chat_format")
+    libraries = ("matplotlib",)
+
+    def __init__(self, config: DPOConfig, hardware: Hardware, run_dir: Path) -> None:
+        """Package the run of this directory, whose name is the run's id."""
+        super().__init__(config)
+        self._hardware = hardware
+        self._run_dir = run_dir
+
+    def identity(self, inputs: Mapping[str, ArtifactRef]) -> dict[str, Any]:
+        """The report names the run and the hardware."""
+        return super().identity(inputs) | {"run_id": self._run_dir.name, "hardware": self._hardware.description}
+
+    async def run(self, inputs: Mapping[str, Path], folder: Path) -> None:
+        """Lay everything out as the run directory has it."""
+        config = self.config
+        timings = read_metrics(self._run_dir, TIMINGS_FILE)
+        facts = gather(config, inputs, self._hardware.description, self._run_dir.name, timings)
+        shutil.copytree(inputs["trained"] / (ADAPTER if config.peft.use_peft else MODEL), folder / PUBLISHED)
+        tokenizer = FastTokenizer.from_folder(inputs["model"])
+        tokenizer.to_folder(folder / PUBLISHED)
+        record = renderer_record(config, inputs["model"], tokenizer)
+        files.write_bytes(folder / PUBLISHED / RECORD_FILE, record.to_bytes())
+        files.write_text(folder / PUBLISHED / "README.md", model_card(facts, base_name(config.model)))
+        _write_evaluation(facts, inputs, folder / EVALUATION)
+        files.write_text(folder / REPORT, page(facts))
+        files.write_text(folder / SUMMARY_PAGE, summary(facts) + "\n")
+        files.write_bytes(folder / MARGIN_CURVE, png(margin_chart(facts.metrics)))
+        files.write_text(folder / QUARANTINE, "".join(files.canonical_json(row) + "\n" for row in facts.bad_rows))
+        files.copy_file(inputs["trained"] / METRICS_FILE, folder / METRICS_FILE)
+
+
+def _write_evaluation(facts: DPOFacts, inputs: Mapping[str, Path], folder: Path) -> None:
+    lines = [
+        json.dumps({"model": side, **json.loads(line)}) + "\n"
+        for side in ("before", "after")
+        for line in (inputs[side] / RESULTS).read_text(encoding="utf-8").splitlines()
+    ]
+    files.write_text(folder / RESULTS, "".join(lines))
+    sides = {side: files.read_json(inputs[side] / SUMMARY) for side in ("before", "after")}
+    files.write_json(
+        folder / SUMMARY, sides | {"compared": [asdict(row) | {"verdict": row.verdict} for row in facts.compared]}
+    )

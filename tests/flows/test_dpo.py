@@ -1,0 +1,83 @@
+"""``python -m flows.dpo`` in this process: what it leaves, and what another configuration does again."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crucible_train.config.command import parse_command
+from crucible_train.recipes.dpo import DPOConfig
+from crucible_train.stages.dpo.plan import show_plan
+
+GIVEN = ["prepare model", "prepare data", "render", "reference"]
+ORDER = [*GIVEN, "evaluate before", "train", "evaluate after", "package"]
+FOUND, MADE = "Cached", "Completed"
+
+
+@pytest.fixture
+def config(tiny_model: Path, tmp_path: Path) -> Callable[..., DPOConfig]:
+    """The configuration of a run of six steps in the test's folder; two rows are of no use."""
+    rows = [{"prompt": f"What is {i} + 1?", "chosen": f"It is {i + 1}.", "rejected": f"No, {i}."} for i in range(24)]
+    rows += [rows[0] | {"rejected": rows[0]["chosen"]}, {"prompt": "a", "chosen": "b", "rejected": "b"}]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = (
+        *(f"model={tiny_model}", f"dataset={path}", "cache_dir=cache", "data.eval_split=0.25", "report_to=[]"),
+        *("train.learning_rate=1e-2", "train.max_steps=6", "train.per_device_train_batch_size=4"),
+        *("engine.precision=float32", "engine.num_threads=1", "engine.device=cpu"),
+    )
+
+    def make(*changes: str) -> DPOConfig:
+        found: DPOConfig = parse_command(DPOConfig, [*words, *changes], "dpo").config
+        return found
+
+    return make
+
+
+def test_a_run_and_what_is_done_again(
+    config: Callable[..., DPOConfig], run_flow: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+
+    first = run_flow(config())
+    assert first.tasks == [(name, FOUND if name == "prepare model" else MADE) for name in ORDER], first.printed
+    assert "24 preferences, pairs (chosen, rejected); set aside: 2 equal_sides" in first.printed
+    (run_dir,) = (tmp_path / "runs").iterdir()
+    records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == list(range(7))
+    assert (records[0]["eval/accuracy"], records[0]["eval/margin"]) == (0.5, 0)
+    for name in ("loss", "accuracy", "margin", "chosen_reward", "rejected_reward", "chosen_logprob", "kl"):
+        assert f"train/{name}" in records[1]
+        assert f"eval/{name}" in records[6]
+    compared = json.loads((run_dir / "eval" / "summary.json").read_text())["compared"]
+    assert [(row["name"], row["num"]) for row in compared] == [("accuracy", 6), ("margin", 6), ("loss", 6)]
+    results = [json.loads(line) for line in (run_dir / "eval" / "results.jsonl").read_text().splitlines()]
+    assert [row["model"] for row in results] == ["before"] * 6 + ["after"] * 6
+    page = (run_dir / "report.html").read_text()
+    assert "Held-out preferences" in page
+    assert "margin of rewards" in page
+    assert (run_dir / "model" / "adapter_model.safetensors").is_file()
+    assert "tags: [crucible-train, dpo]" in (run_dir / "model" / "README.md").read_text()
+    assert len((run_dir / "quarantine.jsonl").read_text().splitlines()) == 2
+
+    again = run_flow(config())
+    assert again.tasks == [(name, FOUND) for name in ORDER]
+
+    capsys.readouterr()
+    show_plan(config())
+    shown = capsys.readouterr().out
+    assert shown.count("cached") >= 7
+    assert "nothing to do: all of it is cached" in shown
+
+
+def test_a_loss_without_a_reference_computes_none(
+    config: Callable[..., DPOConfig], run_flow: Callable[..., Any], tmp_path: Path
+) -> None:
+
+    found = run_flow(config("preference.loss_type=simpo", "train.max_steps=2"))
+    assert [name for name, _ in found.tasks] == [name for name in ORDER if name != "reference"], found.printed
+    (metrics,) = (tmp_path / "runs").glob("*/metrics.jsonl")
+    records = [json.loads(line) for line in metrics.read_text().splitlines()]
+    assert not any("kl" in name for record in records for name in record)
+    assert {"eval/loss", "eval/accuracy", "eval/margin"} <= records[0].keys() & records[2].keys()
