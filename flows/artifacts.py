@@ -7,6 +7,7 @@ from typing import Any
 
 from prefect.artifacts import acreate_image_artifact, acreate_markdown_artifact, acreate_table_artifact
 
+from crucible_train.stages.distill.package import DIVERGENCE_CURVE
 from crucible_train.stages.dpo.package import MARGIN_CURVE
 from crucible_train.stages.package import EVALUATION, LOSS_CURVE, SUMMARY_PAGE
 from crucible_train.stages.rl.package import REWARD_CURVE
@@ -30,6 +31,16 @@ async def publish_rl(folder: Path) -> None:
     rows = _played(folder / EVALUATION / "results.jsonl")
     if rows:
         await acreate_table_artifact(rows, key="rl-samples", description="held-out problems, played before and after")
+
+
+async def publish_distill(folder: Path) -> None:
+    """Show the summary, the divergence and held-out problems answered before and after of a packaged run."""
+    what = "divergence from the teacher over the answers of every step"
+    await _publish("distill", folder, folder / DIVERGENCE_CURVE, "divergence", what)
+    rows = _played(folder / EVALUATION / "results.jsonl")
+    if rows:
+        about = "held-out problems, answered before and after"
+        await acreate_table_artifact(rows, key="distill-samples", description=about)
 
 
 async def publish_dpo(folder: Path) -> None:

@@ -65,6 +65,12 @@ RL = Program(
     "crucible_train.stages.rl.preflight:check",
     "crucible_train.stages.rl.plan:show_plan",
 )
+DISTILL = Program(
+    "flows.distill:distill",
+    "crucible_train.recipes.distill:DistillConfig",
+    "crucible_train.stages.distill.preflight:check",
+    "crucible_train.stages.distill.plan:show_plan",
+)
 DPO = Program(
     "flows.dpo:dpo",
     "crucible_train.recipes.dpo:DPOConfig",
@@ -81,7 +87,7 @@ POST_TRAIN = Program(
 )
 
 
-PROGRAMS = {"sft": SFT, "rl": RL, "dpo": DPO, "post_train": POST_TRAIN}
+PROGRAMS = {"sft": SFT, "rl": RL, "dpo": DPO, "distill": DISTILL, "post_train": POST_TRAIN}
 
 
 def run_command(program: Program, argv: Sequence[str] | None = None) -> NoReturn:
@@ -133,6 +139,11 @@ def sft() -> NoReturn:
 def rl() -> NoReturn:
     """Reinforcement learning."""
     run_command(RL)
+
+
+def distill() -> NoReturn:
+    """Distillation."""
+    run_command(DISTILL)
 
 
 def dpo() -> NoReturn:

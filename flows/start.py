@@ -47,6 +47,14 @@ def rl() -> None:
     run()
 
 
+def distill() -> None:
+    """What ``python -m flows.distill`` and ``crucible-distill`` run."""
+    _complain_of_what_is_missing()
+    from flows.command import distill as run  # noqa: PLC0415 - only now is it known that it can be imported
+
+    run()
+
+
 def dpo() -> None:
     """What ``python -m flows.dpo`` and ``crucible-dpo`` run."""
     _complain_of_what_is_missing()

@@ -108,6 +108,21 @@ def compare_rewards(
     return [_means(name, np.asarray(left), np.asarray(right), seed) for name, (left, right) in figures.items()]
 
 
+def compare_figure(
+    before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]], name: str, seed: int
+) -> list[Compared]:
+    """Compare the mean of a figure that is to fall, over the held-out problems that have it on both sides.
+
+    Raises:
+        ValueError: the two are not over the same problems.
+    """
+    pairs = [pair for pair in _pairs(before, after, "problem") if all(row.get(name) is not None for row in pair)]
+    if not pairs:
+        return []
+    left, right = (np.asarray([row[name] for row in side], np.float64) for side in zip(*pairs, strict=True))
+    return [_means(name, left, right, seed, lower_is_better=True)]
+
+
 def compare_preferences(
     before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]], seed: int
 ) -> list[Compared]:

@@ -168,7 +168,7 @@ def _advanced(state: LoopState, done: StepDone) -> LoopState:
 
 def is_loss(name: str) -> bool:
     """Whether a metric is one that training lowers."""
-    return name.rpartition("/")[2] in ("loss", "nll", "perplexity", "bits_per_byte", "grad_norm")
+    return name.rpartition("/")[2] in ("loss", "nll", "perplexity", "bits_per_byte", "grad_norm", "teacher_kl")
 
 
 def peak_rate(train: AdamConfig, peft: PeftConfig, hidden_size: int) -> float:

@@ -2,7 +2,8 @@
 
 A loss function gets a loss value, the log-probabilities of S positions, what their datums say of them and which datum
 each belongs to; it gives one number a position, which the engine multiplies by the position's weight and sums.
-Gradients flow through the log-probabilities alone.
+Gradients flow through the log-probabilities alone. A loss of whole distributions gets those of student and teacher
+instead, and gives its derivative as well.
 
 Axes: S scored positions.
 """
@@ -10,8 +11,21 @@ Axes: S scored positions.
 from collections.abc import Mapping
 
 from crucible_train.errors import ConfigError
-from crucible_train.losses import cispo, cross_entropy, dpo, dro, gspo, importance_sampling, ipo, kto, orpo, ppo, simpo
-from crucible_train.losses.base import LossFunction
+from crucible_train.losses import (
+    cispo,
+    cross_entropy,
+    divergence,
+    dpo,
+    dro,
+    gspo,
+    importance_sampling,
+    ipo,
+    kto,
+    orpo,
+    ppo,
+    simpo,
+)
+from crucible_train.losses.base import DistributionLoss, LossFunction
 from crucible_train.types import (
     CISPO,
     DPO,
@@ -22,12 +36,13 @@ from crucible_train.types import (
     ORPO,
     PPO,
     CrossEntropy,
+    Divergence,
     ImportanceSampling,
     Loss,
     SimPO,
 )
 
-LOSSES: Mapping[type, LossFunction] = {
+LOSSES: Mapping[type, LossFunction | DistributionLoss] = {
     CrossEntropy: cross_entropy.FUNCTION,
     ImportanceSampling: importance_sampling.FUNCTION,
     PPO: ppo.FUNCTION,
@@ -39,10 +54,11 @@ LOSSES: Mapping[type, LossFunction] = {
     KTO: kto.FUNCTION,
     ORPO: orpo.FUNCTION,
     SimPO: simpo.FUNCTION,
+    Divergence: divergence.FUNCTION,
 }
 
 
-def loss_function(loss: Loss) -> LossFunction:
+def loss_function(loss: Loss) -> LossFunction | DistributionLoss:
     """What computes a loss value.
 
     Raises:
@@ -54,4 +70,4 @@ def loss_function(loss: Loss) -> LossFunction:
     return found
 
 
-__all__ = ["LOSSES", "LossFunction", "loss_function"]
+__all__ = ["LOSSES", "DistributionLoss", "LossFunction", "loss_function"]

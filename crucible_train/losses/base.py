@@ -29,6 +29,7 @@ class LossFunction:
         counted_by: the input whose values other than 0 say which positions count where there are no ``weights``; None
             counts all.
         coupled_by: the input that numbers the pair a datum belongs to, for ``pair``.
+        takes_several: whether a position may have several targets, each with its weight: (N, K).
     """
 
     per_position: PerPosition
@@ -37,6 +38,33 @@ class LossFunction:
     optional: tuple[str, ...] = ()
     counted_by: str | None = None
     also_scored: tuple[str, ...] = ()
+    takes_several: bool = False
+    coupled_by: str | None = None
+
+
+PerRow = Callable[[Any, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(loss value, student_SV, teacher_SV) -> (loss_S, slope_SV): both distributions come as log-probabilities in buffers.
+
+``slope_SV`` is the derivative by the logits that the student's distribution is the softmax of. On return the student's
+buffer holds its probabilities; the teacher's may hold anything.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class DistributionLoss:
+    """A loss of whole distributions: the student's and the teacher's at the same position.
+
+    Attributes:
+        per_row: the function.
+        required, optional, counted_by, also_scored, takes_several, coupled_by: as in ``LossFunction``.
+    """
+
+    per_row: PerRow
+    required: tuple[str, ...] = ("weights",)
+    optional: tuple[str, ...] = ()
+    counted_by: str | None = None
+    also_scored: tuple[str, ...] = ()
+    takes_several: bool = False
     coupled_by: str | None = None
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from crucible_train.losses import loss_function
+from crucible_train.losses import LossFunction, loss_function
 from crucible_train.types import Datum, PreferenceLoss
 
 
@@ -21,6 +21,7 @@ def losses_by_preference(
     Weights choose positions, and multiply nothing.
     """
     function = loss_function(loss)
+    assert isinstance(function, LossFunction)
     counts_D = [datum.loss_fn_inputs["weights"].to_numpy() != 0 for datum in datums_D]
 
     def joined(arrays_D: Sequence[npt.NDArray[np.number]]) -> torch.Tensor:

@@ -11,4 +11,4 @@ def per_position(_loss: CrossEntropy, logprobs_S: Tensor, _inputs: Inputs, _datu
     return -logprobs_S
 
 
-FUNCTION = LossFunction(per_position, "token", ("weights",))
+FUNCTION = LossFunction(per_position, "token", ("weights",), takes_several=True)

@@ -37,7 +37,8 @@ class StepOutput:
 
     Attributes:
         loss: the sum over tokens that the loss defines.
-        logprobs_D: one float32 array (N_d,) a datum: the log-probability of each target, 0 where its weight is 0.
+        logprobs_D: one float32 array a datum, of the shape of its targets, (N_d,) or (N_d, K): the log-probability of
+            each target, 0 where its weight is 0.
         metrics: what the loss reports besides, by name.
     """
 
@@ -56,7 +57,7 @@ class TrainingClient(Protocol):
     - Gradients accumulate over ``forward_backward`` calls until ``optim_step``, which uses and clears them; splitting a
       batch over several calls changes nothing but rounding. ``forward`` leaves gradients alone.
     - Calls take effect in the order they are made; a caller may make the next before it has awaited the last.
-    - ``sampling_client`` samples the current weights.
+    - ``sampling_client`` samples the current weights, or those of the base model, and is a teacher in ``Divergence``.
     - After ``load_state(await save_state(name))`` every later call gives the same bits as if nothing had happened.
     - A failed step raises ``TrainingError`` and leaves the weights as they were.
     """
@@ -89,8 +90,14 @@ class TrainingClient(Protocol):
             CheckpointError: it is missing, damaged or of another model.
         """
 
-    def sampling_client(self) -> SamplingClient:
-        """A client that samples the current weights; nothing it gives depends on what was sampled before."""
+    def sampling_client(self, *, with_adapter: bool = True) -> SamplingClient:
+        """A client that samples the current weights; nothing it gives depends on what was sampled before.
+
+        Without the adapter, the weights are those of the base model.
+
+        Raises:
+            TrainingError: there is no adapter to switch off.
+        """
 
     def model_info(self) -> ModelInfo:
         """What is being trained."""

@@ -35,6 +35,7 @@ from crucible_train.rl.config import (
 )
 from crucible_train.rl.environment import TrajectoryGroup
 from crucible_train.rl.lockstep import Lockstep, seats_of
+from crucible_train.rl.metrics import progress
 from crucible_train.rl.pipeline import Pipeline
 from crucible_train.rl.problem_set import ProblemSet
 from crucible_train.rl.rollout_config import RolloutConfig
@@ -203,7 +204,7 @@ async def train(
             done = await update.done()
             pipeline.finish_step()
             policy.is_whole = True
-            return replace(done, metrics={**done.metrics, **_progress(pipeline.num_trained, problems.num_train)})
+            return replace(done, metrics={**done.metrics, **progress(pipeline.num_trained, problems.num_train)})
 
         def kept_rollouts() -> Mapping[str, bytes]:
             pipeline.stop()  # after settle nothing is left to stop; a save in haste does not wait for episodes
@@ -252,9 +253,3 @@ def _check_watched(name: str, first_metrics: Mapping[str, float]) -> None:
     if name.startswith("eval/") and first_metrics and name not in first_metrics:
         known = ", ".join(sorted(first_metrics))
         raise ConfigError(f"eval.metric_for_best_model: {name!r} is not measured; measured are {known}")
-
-
-def _progress(num_problems: int, num_train: int | None) -> dict[str, float]:
-    """How many problems are trained on, and how many passes that is where there is an end to them."""
-    passes = {} if num_train is None else {"progress/epoch": num_problems / num_train}
-    return {"progress/num_problems": float(num_problems), **passes}

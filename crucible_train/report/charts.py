@@ -81,6 +81,17 @@ def _two_lines(
     return _figure(draw, (7.4, 3.4))
 
 
+def divergence_chart(metrics: Sequence[Record]) -> Figure:
+    """The divergence of student and teacher over the answers of every step."""
+
+    def draw(axes: Axes) -> None:
+        _line(axes, metrics, "train/teacher_kl", _TRAIN, "answers of the step")
+        axes.set_ylabel("divergence from the teacher, nats a token")
+        axes.legend(loc="upper right")
+
+    return _figure(draw, (7.4, 3.4))
+
+
 def small_chart(records: Sequence[Record], name: str, label: str) -> Figure:
     """One metric over the steps."""
 

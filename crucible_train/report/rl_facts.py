@@ -1,4 +1,4 @@
-"""All that the report of reinforcement learning shows, gathered from a run's artifacts."""
+"""All that the report of a run on problems shows, gathered from its artifacts: reinforcement learning, distillation."""
 
 import json
 import shlex
@@ -10,9 +10,9 @@ from typing import Any
 from crucible_train import files
 from crucible_train.config.overrides import differences, to_overrides
 from crucible_train.config.redaction import hide_secrets, redacted
-from crucible_train.evaluation.comparison import Compared, compare_rewards
+from crucible_train.config.run_config import RunConfig
+from crucible_train.evaluation.comparison import Compared, compare_figure, compare_rewards
 from crucible_train.metrics_file import read_metrics
-from crucible_train.recipes.rl import RLConfig
 
 _NUM_SAMPLES = 8
 
@@ -47,21 +47,27 @@ class RLFacts:
 
 
 def gather(
-    config: RLConfig,
+    config: RunConfig,
     inputs: Mapping[str, Path],
     hardware: str,
     title: str,
     renderer: str,
     timings: Sequence[Mapping[str, Any]],
+    *,
+    flow: str = "rl",
+    figures: Sequence[str] = (),
 ) -> RLFacts:
-    """Read the artifacts of a run."""
+    """Read the artifacts of a run of a flow; ``figures`` of held-out problems that are to fall are compared as well."""
     before, after = (_lines(inputs[name] / "results.jsonl") for name in ("before", "after"))
     return RLFacts(
         title=title,
         config=redacted(config),
         changed=redacted(differences(config)),
-        command=hide_secrets("python -m flows.rl " + shlex.join(to_overrides(config))).rstrip(),
-        compared=compare_rewards(before, after, config.seed),
+        command=hide_secrets(f"python -m flows.{flow} " + shlex.join(to_overrides(config))).rstrip(),
+        compared=[
+            *compare_rewards(before, after, config.seed),
+            *(row for name in figures for row in compare_figure(before, after, name, config.seed)),
+        ],
         samples=[_played_twice(b, a) for b, a in zip(before, after, strict=True)][:_NUM_SAMPLES],
         metrics=read_metrics(inputs["trained"]),
         timings=timings,

@@ -1,6 +1,9 @@
 """The report page of reinforcement learning: one HTML file, no script, no network."""
 
+from collections.abc import Sequence
 from typing import Any
+
+from matplotlib.figure import Figure
 
 from crucible_train.config.writing import as_text
 from crucible_train.report.charts import reward_chart, small_chart, svg
@@ -23,18 +26,25 @@ _SPEEDS = (
 
 def page(facts: RLFacts, logtree: str) -> str:
     """The whole page as text; ``logtree`` is the address of the page of groups. Everything from data is escaped."""
-    charts = [(facts.metrics, *chart) for chart in _CHARTS] + [(facts.timings, *chart) for chart in _SPEEDS]
+    return problem_page(facts, "rl_page.html.jinja", _CHARTS, reward_chart(facts.metrics), logtree=logtree)
+
+
+def problem_page(
+    facts: RLFacts, template: str, of_metrics: Sequence[tuple[str, str]], first: Figure, **more: object
+) -> str:
+    """The page of a run on problems: a large curve, small ones of these metrics and of speed, answers."""
+    charts = [(facts.metrics, *chart) for chart in of_metrics] + [(facts.timings, *chart) for chart in _SPEEDS]
     small = [
         svg(small_chart(records, name, label))
         for records, name, label in charts
         if any(name in record for record in records)
     ]
     return render(
-        "rl_page.html.jinja",
+        template,
         facts=facts,
-        reward=svg(reward_chart(facts.metrics)),
+        first=svg(first),
         small=small,
-        logtree=logtree,
+        **more,
         compared=facts.compared,
         written=lambda value: as_text(value, Any),
     )

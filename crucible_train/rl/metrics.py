@@ -148,3 +148,9 @@ def _mean(values: Iterable[float]) -> float:
 def prefixed(prefix: str, metrics: Mapping[str, float]) -> Metrics:
     """The same numbers with a prefix to their names."""
     return {f"{prefix}{name}": value for name, value in metrics.items()}
+
+
+def progress(num_problems: int, num_train: int | None) -> dict[str, float]:
+    """How many problems are trained on, and how many passes that is where there is an end to them."""
+    passes = {} if num_train is None else {"progress/epoch": num_problems / num_train}
+    return {"progress/num_problems": float(num_problems), **passes}

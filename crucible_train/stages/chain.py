@@ -26,15 +26,16 @@ class Chain:
     refs: dict[str, ArtifactRef] = field(default_factory=dict)
     states: list[tuple[str, str]] = field(default_factory=list)
 
-    def model(self, config: RunConfig, source: Path | None) -> None:
+    def model(self, config: RunConfig, source: Path | None, output: str = "model") -> None:
         """The stage that every flow begins with; ``source`` is where the model lies, if it is here."""
+        name = f"prepare {output.replace('_', ' ')}"
         if source is None:
-            self.states.append(("prepare model", "to run: fetch it"))
+            self.states.append((name, "to run: fetch it"))
         elif source.is_dir():
-            self.refs["model"] = external(source)
-            self.states.append(("prepare model", f"nothing to do: {source}"))
+            self.refs[output] = external(source)
+            self.states.append((name, f"nothing to do: {source}"))
         else:
-            self.stage("prepare model", "model", PrepareModel(config, source), ())
+            self.stage(name, output, PrepareModel(config, source), ())
 
     def stage(self, name: str, output: str, stage: Stage[Any], inputs: Sequence[str]) -> None:
         """One more stage: its name, what its output is called, and which outputs it reads."""

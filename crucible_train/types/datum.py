@@ -76,6 +76,7 @@ class Datum:
         model_input: N positions.
         loss_fn_inputs: one array a name, each of N along its first axis. Targets are already one ahead of the input:
             ``target_tokens[i]`` is what position ``i`` is to predict.
+        teacher_input: what a teacher reads instead, for losses that compare with one.
 
     Raises:
         ValueError: an array is not as long as the input.
@@ -83,6 +84,7 @@ class Datum:
 
     model_input: ModelInput
     loss_fn_inputs: Mapping[str, TensorData]
+    teacher_input: ModelInput | None = None
 
     def __post_init__(self) -> None:
         """Check the lengths."""

@@ -9,7 +9,11 @@ KLEstimator = Literal["k1", "k3"]
 
 @dataclass(frozen=True, slots=True)
 class CrossEntropy:
-    """``-sum_n w_n * logp_n`` over ``target_tokens`` with ``weights``, both of shape (N,)."""
+    """``-sum_n w_n * logp_n`` over ``target_tokens`` with ``weights``, both of shape (N,).
+
+    Both may have shape (N, K): soft targets, ``-sum_n sum_k w_nk * logp_nk``, such as a teacher's K likeliest tokens
+    with their probabilities. One of weight 0 is none, so positions need not have as many.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +102,41 @@ class GSPO(_Clipped):
 
     clip_low: float = 1 - 3e-4
     clip_high: float = 1 + 4e-4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Divergence:
+    """``sum_n w_n D(p_n, q_n)`` over the whole vocabulary: q is trained, p the teacher, both at ``temperature``.
+
+        beta = 0        D = KL(p || q)                              forward: q is to be wherever p is
+        beta = 1        D = KL(q || p)                              reverse: q is to be nowhere where p is not
+        in between      D = beta KL(p || m) + (1 - beta) KL(q || m),   m = beta p + (1 - beta) q
+
+    as in generalised knowledge distillation (Agarwal et al., arXiv 2306.13649). Nothing makes up for the temperature:
+    gradients fall with its square (Hinton et al., arXiv 1503.02531). A datum gives ``target_tokens`` and ``weights``,
+    both (N,); ``cross_entropy_coef * -logp_n`` of the targets, at temperature 1, is added at each position. Where its
+    ``teacher_input`` says what the teacher reads instead, ``teacher_positions`` (N,) tell where it stands there. The
+    sum of D alone is reported as ``divergence``.
+
+    Attributes:
+        teacher: a sampling client of a model in this process, whose vocabulary is the same; ids that only one of the
+            two models has, which no tokenizer gives, are left out of both.
+        beta: in [0, 1].
+        temperature: above 0.
+        cross_entropy_coef: 0 or more.
+    """
+
+    teacher: Any
+    beta: float = 1.0
+    temperature: float = 1.0
+    cross_entropy_coef: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if not 0 <= self.beta <= 1:
+            raise ValueError(f"beta must lie in [0, 1], not {self.beta}")
+        if self.temperature <= 0 or self.cross_entropy_coef < 0:
+            raise ValueError(f"a value is out of its range: {self}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,7 +243,7 @@ class CustomLoss:
     function: Callable[[Sequence[Any], Sequence[Mapping[str, Any]]], tuple[Any, Mapping[str, float]]]
 
 
-Loss = CrossEntropy | PolicyLoss | PreferenceLoss | BradleyTerry | CustomLoss
+Loss = CrossEntropy | PolicyLoss | Divergence | PreferenceLoss | BradleyTerry | CustomLoss
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,35 +18,35 @@ import numpy as np
 import torch
 
 from crucible_train import checkpoints, files
-from crucible_train.adapters.torch_local.attention import FlexLayout, Layout, LoopLayout, compiled_flex_attention
-from crucible_train.adapters.torch_local.hardware import torch_device
-from crucible_train.adapters.torch_local.inbox import Inbox
+from crucible_train.adapters.torch_local.divergence_head import Rows
 from crucible_train.adapters.torch_local.loading import EngineModel, Lora, load
 from crucible_train.adapters.torch_local.loss_head import gradient_of
 from crucible_train.adapters.torch_local.memory import give_back_memory
 from crucible_train.adapters.torch_local.modules import trainable
-from crucible_train.adapters.torch_local.passes import custom_loss, stream_loss
-from crucible_train.adapters.torch_local.sampler import Request, Sampler, SampleRequest
-from crucible_train.adapters.torch_local.scoring import ScoreRequest
+from crucible_train.adapters.torch_local.passes import custom_loss, stream_divergence, stream_loss
+from crucible_train.adapters.torch_local.placing import datum_with_weights, scatter, unscored
+from crucible_train.adapters.torch_local.sampler import Sampler
+from crucible_train.adapters.torch_local.serving import Serving
 from crucible_train.adapters.torch_local.state import adamw, restore, take_snapshot
 from crucible_train.adapters.torch_local.stream import TokenStream, lay_out
+from crucible_train.adapters.torch_local.teaching import layout_of, teacher_items
 from crucible_train.adapters.torch_local.training_mode import TrainingMode
 from crucible_train.adapters.torch_local.worker import Worker
 from crucible_train.errors import CheckpointError, CrucibleError, TrainingError
-from crucible_train.losses import LossFunction, loss_function
-from crucible_train.ports import ModelInfo, StepOutput, Tokenizer
+from crucible_train.losses import DistributionLoss, LossFunction, loss_function
+from crucible_train.ports import ModelInfo, SamplingClient, StepOutput, Tokenizer
 from crucible_train.types import (
     AdamParams,
     ArtifactRef,
     CrossEntropy,
     CustomLoss,
     Datum,
+    Divergence,
     Hardware,
     Loss,
     ModelInput,
     SamplerStats,
     SamplingParams,
-    TensorData,
     TokensWithLogprobs,
 )
 
@@ -108,14 +108,15 @@ class LocalBackend:
         self._engine = Worker("crucible-engine")
         self._writer = Worker("crucible-writer")
         self._abandoned = threading.Event()
-        self._inbox: Inbox[Request] = Inbox()
         self._num_backwards = 0
         # The engine's thread loads, too: a second thread that computes would get processor threads of its own, and
         # with more of them than cores each waits for the others to be woken.
         self._model: EngineModel = self._engine.submit(self._load, model, adapter).result()
         self._training = TrainingMode(self._model.causal, settings.seed, recompute=settings.activation_checkpointing)
         self._parameters = trainable(self._model.causal)
-        self._sampler = Sampler(self._model, self._decode)
+        self._serving = Serving(self._engine, self._model, self._decode, contextlib.nullcontext)
+        self._base = Serving(self._engine, self._model, self._decode, self._without_adapter)
+        self._servings: tuple[Serving, ...] = (self._serving, self._base)
         self._optimizer = adamw([parameter for _, parameter in self._parameters])
 
     # The training port -----------------------------------------------------------------------------------------------
@@ -161,11 +162,14 @@ class LocalBackend:
             raise CheckpointError(f"{folder}: it is not the state that was asked for")
         await self._compute(restore, folder, self._model, self._parameters, self._optimizer)
 
-    def sampling_client(self) -> "LocalBackend":
-        """This backend, which samples the weights as they are and forgets what was sampled before."""
-        self._turn_over()
-        self._engine.submit(self._sampler.forget)
-        return self
+    def sampling_client(self, *, with_adapter: bool = True) -> SamplingClient:
+        """This backend, or a client of the base model: the weights as they are, with nothing of what was sampled."""
+        if not with_adapter and self._model.peft is None:
+            raise TrainingError("all weights are trained: there is no adapter to switch off")
+        serving = self._serving if with_adapter else self._base
+        serving.turn_over()
+        self._engine.submit(serving.forget)
+        return self if with_adapter else self._base
 
     def model_info(self) -> ModelInfo:
         """What is being trained."""
@@ -193,9 +197,9 @@ class LocalBackend:
         await asyncio.to_thread(self._engine.close)
         await asyncio.to_thread(self._writer.close)
         self._optimizer.state.clear()
-        self._parameters = []
+        self._parameters, self._servings = [], ()
         with contextlib.suppress(AttributeError):  # closed before
-            del self._model, self._training, self._sampler
+            del self._model, self._training, self._serving, self._base
         await asyncio.to_thread(give_back_memory)  # the twins' closures and their modules hold each other
 
     # The sampling port -----------------------------------------------------------------------------------------------
@@ -204,47 +208,23 @@ class LocalBackend:
         self, prompt: ModelInput, num_samples: int, params: SamplingParams
     ) -> Sequence[TokensWithLogprobs]:
         """Write ``num_samples`` continuations of ``prompt``, in one batch with whatever else waits."""
-        tokens = self._checked(prompt, "a prompt")
-        requests = [SampleRequest(tokens, index, params) for index in range(num_samples)]
-        return await self._ask(requests)
+        return await self._serving.sample(prompt, num_samples, params)
 
     async def compute_logprobs(self, model_input: ModelInput) -> Sequence[float | None]:
         """The log-probability of each token given those before it; None for the first."""
-        (found,) = await self._ask([ScoreRequest(self._checked(model_input, "a sequence to score"))])
-        return found
+        return await self._serving.compute_logprobs(model_input)
 
     async def top_logprobs(self, model_input: ModelInput, k: int) -> Sequence[Sequence[tuple[int, float]] | None]:
         """The ``k`` most likely tokens at each position given those before it, as (id, log-probability)."""
-        if k < 1:
-            raise ValueError(f"k must be 1 or more, not {k}")
-        (found,) = await self._ask([ScoreRequest(self._checked(model_input, "a sequence to score"), k)])
-        return found
+        return await self._serving.top_logprobs(model_input, k)
 
     def sampler_stats(self) -> SamplerStats:
         """What sampling has cost so far."""
-        return self._sampler.stats
+        return self._serving.stats()
 
-    def _checked(self, given: ModelInput, name: str) -> np.ndarray:
-        tokens, vocab_size = given.to_array(), self._model.head.compute.shape[0]
-        if not tokens.size:
-            raise ValueError(f"{name} needs at least one token")
-        if int(tokens.max()) >= vocab_size:
-            raise ValueError(f"{name} holds token id {tokens.max()}, which is out of range: there are {vocab_size}")
-        return tokens
-
-    async def _ask(self, requests: Sequence[Request]) -> list[Any]:
-        """Have requests served, with whatever else is asked for before weights may change."""
-        if not self._inbox.put(requests):
-            self._inbox = Inbox()  # the last one was served to its end
-            self._inbox.put(requests)
-        try:
-            await asyncio.sleep(0)  # let the other callers of this moment join
-            self._serve_waiting()
-            return [await asyncio.wrap_future(request.future) for request in requests]
-        except BaseException:  # whoever leaves wants none of the rest
-            for request in requests:
-                request.future.cancel()
-            raise
+    @property
+    def _sampler(self) -> Sampler:
+        return self._serving.sampler
 
     def _load(self, model: Path | Callable[[], EngineModel], adapter: Path | None) -> EngineModel:
         settings = self._settings
@@ -267,21 +247,15 @@ class LocalBackend:
             abandoned.set()
             raise
 
-    def _serve_waiting(self) -> None:
-        """Have the inbox served, unless it is."""
-        if self._inbox and not self._inbox.is_served:
-            self._engine.submit(self._sampler.serve, self._inbox)
-            self._inbox.is_served = True
-
     def _turn_over(self) -> None:
         """Let nothing join what was asked so far."""
-        self._serve_waiting()
-        self._inbox.close()
-        self._inbox = Inbox()
+        for serving in self._servings:
+            serving.turn_over()
 
     def _guarded(self, abandoned: threading.Event, function: Callable[..., T], *args: Any) -> T:
         self._abandoned = abandoned
-        self._sampler.forget()  # what it knows is of weights that may change, and training needs the memory
+        for serving in self._servings:
+            serving.forget()  # what it knows is of weights that may change, and training needs the memory
         return function(*args)
 
     def _pass(self, datums: Sequence[Datum], loss: Loss, with_gradient: bool, with_adapter: bool) -> StepOutput:
@@ -303,21 +277,47 @@ class LocalBackend:
             return contextlib.nullcontext()
         if self._model.peft is None:
             raise TrainingError("all weights are trained: there is no adapter to switch off")
+        return self._without_adapter()
+
+    def _without_adapter(self) -> contextlib.AbstractContextManager[None]:
+        assert self._model.peft is not None
         return self._model.peft.disable_adapter()
 
     def _sum_over(self, datums: Sequence[Datum], loss: Loss, with_gradient: bool) -> StepOutput:
         function = loss_function(loss)
-        found_D = [np.zeros(datum.num_tokens, np.float32) for datum in datums]
-        total = 0.0
+        found_D = [unscored(datum) for datum in datums]
+        total = divergence = 0.0
         mode = self._training.on(self._num_steps(), self._num_backwards) if with_gradient else contextlib.nullcontext()
         with mode, torch.set_grad_enabled(with_gradient):
             for stream in self._streams(datums, function):
-                with self._model.attention.using(self._layout(stream)):
-                    value, logprobs_S = stream_loss(self._model, stream, loss, function, with_gradient=with_gradient)
+                if isinstance(function, DistributionLoss):
+                    assert isinstance(loss, Divergence)
+                    teacher = self._taught(loss, stream, datums)
+                    with self._model.attention.using(layout_of(self._model, stream)):
+                        value, logprobs_S, more = stream_divergence(
+                            self._model, stream, teacher, loss, function, with_gradient=with_gradient
+                        )
+                    divergence += more
+                else:
+                    with self._model.attention.using(layout_of(self._model, stream)):
+                        value, logprobs_S = stream_loss(
+                            self._model, stream, loss, function, with_gradient=with_gradient
+                        )
                 total += value
-                stream.scatter(logprobs_S, found_D)
+                scatter(found_D, stream, logprobs_S)
         self._num_backwards += with_gradient
-        return StepOutput(total, found_D)
+        return StepOutput(total, found_D, {"divergence": divergence} if isinstance(loss, Divergence) else {})
+
+    def _taught(self, loss: Divergence, stream: TokenStream, datums: Sequence[Datum]) -> Rows:
+        """What the teacher makes of the scored positions of a stream."""
+        teacher = loss.teacher
+        serving = teacher._serving if isinstance(teacher, LocalBackend) else teacher  # noqa: SLF001 - one of ours
+        if not isinstance(serving, Serving):
+            raise TrainingError(
+                f"a divergence over the whole vocabulary needs a teacher of this engine, not {type(teacher).__name__}"
+            )
+        with serving.lent(self._engine):
+            return serving.rows(teacher_items(stream, datums))
 
     def _custom(self, datums: Sequence[Datum], loss: CustomLoss, with_gradient: bool) -> StepOutput:
         """Any function of the log-probabilities: one pass finds them, its derivative weighs a second one.
@@ -334,23 +334,18 @@ class LocalBackend:
                 value.backward()
         if with_gradient:
             weighted = [
-                datum_with_weights(datum, np.zeros(0) if x.grad is None else -x.grad.numpy())
+                datum_with_weights(datum, np.zeros(x.shape) if x.grad is None else -x.grad.numpy())
                 for datum, x in zip(datums, logprobs_D, strict=True)
             ]
             self._sum_over(weighted, CrossEntropy(), with_gradient=True)
         return StepOutput(float(value.detach()), first.logprobs_D, dict(metrics))
 
-    def _streams(self, datums: Sequence[Datum], function: LossFunction) -> Iterator[TokenStream]:
+    def _streams(self, datums: Sequence[Datum], function: LossFunction | DistributionLoss) -> Iterator[TokenStream]:
         joins = self._model.joins_segments
         for stream in lay_out(datums, function, self._settings.max_tokens(self._lora), joins=joins):
             if self._abandoned.is_set():
                 raise TrainingError("the pass was abandoned")
             yield stream
-
-    def _layout(self, stream: TokenStream) -> Layout:
-        if self._settings.hardware.device == "cuda":
-            return FlexLayout(stream.segments, torch_device(self._settings.hardware), compiled_flex_attention())
-        return LoopLayout(stream.segments)
 
     def _step(self, adam: AdamParams) -> Mapping[str, float]:
         if not self._num_backwards:
@@ -386,12 +381,3 @@ class LocalBackend:
 
     def _decode(self, tokens: Sequence[int]) -> str:
         return self._tokenizer.decode(tokens)
-
-
-def datum_with_weights(datum: Datum, weights_N: np.ndarray) -> Datum:
-    """The datum with other weights; none at all where the array is empty."""
-    if not weights_N.size:
-        weights_N = np.zeros(datum.num_tokens, np.float32)
-    return Datum(
-        datum.model_input, {**datum.loss_fn_inputs, "weights": TensorData(weights_N.astype(np.float32), "float32")}
-    )

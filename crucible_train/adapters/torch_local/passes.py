@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from crucible_train.adapters.torch_local.divergence_head import DivergenceHead, Rows
 from crucible_train.adapters.torch_local.loading import EngineModel, hidden_states
 from crucible_train.adapters.torch_local.loss_head import logprobs, weighed_logprobs
 from crucible_train.adapters.torch_local.stream import TokenStream
-from crucible_train.losses import LossFunction, loss_function
-from crucible_train.types import CustomLoss, Loss
+from crucible_train.losses import DistributionLoss, LossFunction, loss_function
+from crucible_train.types import CustomLoss, Divergence, Loss
 
 
 def stream_loss(
@@ -50,6 +51,27 @@ def stream_loss(
     return float(value.detach()), found.detach().cpu().numpy()
 
 
+def stream_divergence(
+    model: EngineModel,
+    stream: TokenStream,
+    teacher: Rows,
+    loss: Divergence,
+    function: DistributionLoss,
+    *,
+    with_gradient: bool,
+) -> tuple[float, np.ndarray, float]:
+    """The same for a loss of whole distributions, and the divergence alone. The layout must be set."""
+    device = model.causal.device
+    arrays = (stream.tokens_T, stream.positions_T, stream.rows_S, stream.targets_S, stream.weights_S)
+    tokens, positions, rows, targets, weights_S = (torch.from_numpy(x).to(device) for x in arrays)
+    student = Rows(hidden_states(model, tokens, positions)[rows], model.head)
+    head = DivergenceHead(loss, function, targets, weights_S)
+    value, found = head.value(student, teacher)
+    if with_gradient:
+        value.backward()
+    return float(value.detach()), found.cpu().numpy(), head.divergence
+
+
 def custom_loss(loss: Loss, *, joins_segments: bool) -> CustomLoss | None:
     """The loss as a function of all log-probabilities, where it must be computed as one; None elsewhere.
 
@@ -59,7 +81,7 @@ def custom_loss(loss: Loss, *, joins_segments: bool) -> CustomLoss | None:
     if isinstance(loss, CustomLoss):
         return loss
     function = loss_function(loss)
-    if function.scope != "pair" or joins_segments:
+    if isinstance(function, DistributionLoss) or function.scope != "pair" or joins_segments:
         return None
 
     def over_all(

@@ -26,6 +26,7 @@ from crucible_train.adapters.torch_local.backend import EngineSettings, LocalBac
 from crucible_train.adapters.torch_local.loading import Lora, hidden_states
 from crucible_train.adapters.torch_local.state import adamw
 from crucible_train.adapters.torch_local.stream import Scored, TokenStream, micro_batches
+from crucible_train.adapters.torch_local.teaching import layout_of
 from crucible_train.errors import CheckpointError, CrucibleError, TrainingError
 from crucible_train.judges import SCALAR_HEAD
 from crucible_train.losses import bradley_terry
@@ -93,7 +94,7 @@ class RewardBackend(LocalBackend):
 
     async def compute_rewards(self, model_inputs: Sequence[ModelInput]) -> Sequence[float]:
         """What each sequence is worth, read at its last token."""
-        tokens_D = [self._checked(one, "a sequence to judge").astype(np.int64) for one in model_inputs]
+        tokens_D = [self._serving.checked(one, "a sequence to judge").astype(np.int64) for one in model_inputs]
         found: np.ndarray = await self._compute(self._rewards, tokens_D)
         return [float(reward) for reward in found]
 
@@ -133,7 +134,7 @@ class RewardBackend(LocalBackend):
     def _pairs(self, datums: Sequence[Datum], with_gradient: bool) -> StepOutput:
         if len(datums) % 2 or not datums or min(datum.num_tokens for datum in datums) < 1:
             raise ValueError("datums must come in pairs of at least one token: the chosen one, then the rejected one")
-        tokens_D = [self._checked(datum.model_input, "a sequence").astype(np.int64) for datum in datums]
+        tokens_D = [self._serving.checked(datum.model_input, "a sequence").astype(np.int64) for datum in datums]
         weights_P = torch.tensor([_weight(datum) for datum in datums[0::2]])
         purpose = (self._num_steps(), self._num_backwards)
         with self._training.on(*purpose) if with_gradient else nullcontext():
@@ -175,7 +176,7 @@ class RewardBackend(LocalBackend):
                 raise TrainingError("the pass was abandoned")
             arrays = (stream.tokens_T, stream.positions_T, stream.rows_S)
             tokens_T, positions_T, rows_S = (torch.from_numpy(array).to(device) for array in arrays)
-            with self._model.attention.using(self._layout(stream)):
+            with self._model.attention.using(layout_of(self._model, stream)):
                 hidden_SX = hidden_states(self._model, tokens_T, positions_T)[rows_S]
                 yield stream, hidden_SX.float() @ self._head
 

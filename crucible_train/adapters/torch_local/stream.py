@@ -14,12 +14,13 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from crucible_train.errors import ModelError
-from crucible_train.losses import LossFunction
+from crucible_train.losses import DistributionLoss, LossFunction
 from crucible_train.types import Datum
 
 NO_PARENT = -1
@@ -53,8 +54,8 @@ class TokenStream:
         positions_T: the place of each token in its own sequence.
         segments: in stream order; a parent stands before its children.
         rows_S: the stream position whose hidden state predicts each target; a row may be scored more than once.
-        targets_S: what it is to predict.
-        weights_S: how much that counts.
+        targets_S: what it is to predict; of shape (S, K) where positions have several targets.
+        weights_S: how much that counts, of the same shape.
         datum_S: which datum the score belongs to.
         place_S: at which of the datum's positions.
         inputs_S: what else the loss reads of each score, by name.
@@ -75,12 +76,6 @@ class TokenStream:
         """How many positions are computed."""
         return int(self.tokens_T.size)
 
-    def scatter(self, scores_S: npt.NDArray[np.float32], found_D: Sequence[npt.NDArray[np.float32]]) -> None:
-        """Put each score where its datum expects it, an array (N_d,) a datum."""
-        for index in np.unique(self.datum_S):
-            mine = self.datum_S == index
-            found_D[index][self.place_S[mine]] = scores_S[mine]
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scored:
@@ -98,23 +93,28 @@ class Scored:
     pair: int | None = None
 
 
-def scored(index: int, datum: Datum, function: LossFunction) -> Scored:
+def scored(index: int, datum: Datum, function: LossFunction | DistributionLoss) -> Scored:
     """Take from a datum what the loss needs, at the positions that count.
 
     Raises:
-        ValueError: the datum lacks an input of the loss, one of them does not have one axis, or a pair's number is not
-            the same at every position or too large for float32.
+        ValueError: the datum lacks an input of the loss, the shape of one is not what the loss takes, or a pair's
+            number is not the same at every position or too large for float32.
     """
     given = datum.loss_fn_inputs
     missing = [name for name in ("target_tokens", *function.required) if name not in given]
     if missing:
         raise ValueError(f"datum {index} has no {missing[0]!r}")
     names = [name for name in (*function.required, *function.optional) if name in given and name != "weights"]
+    shape = given["target_tokens"].shape
+    axes = "(N,) or (N, K)" if function.takes_several else "(N,)"
     for name in ("target_tokens", "weights", *names):
-        if name in given and len(given[name].shape) != 1:
-            raise ValueError(f"datum {index}: {name} must have shape (N,), not {given[name].shape}")
+        num_axes = len(given[name].shape) if name in given else 1
+        if num_axes != 1 and not (num_axes == 2 and function.takes_several and name in ("target_tokens", "weights")):
+            raise ValueError(f"datum {index}: {name} must have shape {axes}, not {given[name].shape}")
     weights = _weights(datum, function)
-    counts = weights != 0
+    if weights.shape != shape:
+        raise ValueError(f"datum {index}: target_tokens have shape {shape}, weights {weights.shape}")
+    counts = weights != 0 if weights.ndim == 1 else (weights != 0).any(axis=1)
     for name in function.also_scored:
         if name in given:
             counts |= given[name].to_numpy() != 0
@@ -138,13 +138,13 @@ def _pair(index: int, numbers_N: npt.NDArray[np.number]) -> int:
     return number
 
 
-def _weights(datum: Datum, function: LossFunction) -> npt.NDArray[np.float32]:
-    """How much each position counts: as the datum says, or once where the loss counts it."""
+def _weights(datum: Datum, function: LossFunction | DistributionLoss) -> npt.NDArray[np.float32]:
+    """How much each target counts: as the datum says, or once where the loss counts it."""
     given = datum.loss_fn_inputs
     if "weights" in given:
         return given["weights"].to_numpy().astype(np.float32, copy=False)
     if function.counted_by is None:
-        return np.ones(datum.num_tokens, np.float32)
+        return np.ones(given["target_tokens"].shape, np.float32)
     return (given[function.counted_by].to_numpy() != 0).astype(np.float32)
 
 
@@ -208,8 +208,8 @@ class _Builder:
             positions_T=_joined(positions),
             segments=tuple(self.segments),
             rows_S=_joined(rows),
-            targets_S=_joined([item.targets_S for item in items]),
-            weights_S=np.concatenate([item.weights_S for item in items]).astype(np.float32),
+            targets_S=_padded([item.targets_S for item in items], np.int64),
+            weights_S=_padded([item.weights_S for item in items], np.float32),
             datum_S=_joined([np.full(item.places_S.size, item.index) for item in items]),
             place_S=_joined([item.places_S for item in items]),
             inputs_S={name: np.concatenate([item.inputs_S[name] for item in items]) for name in _shared_names(items)},
@@ -239,11 +239,27 @@ def _shared_names(items: Sequence[Scored]) -> Sequence[str]:
     return names
 
 
+def _padded(arrays: Sequence[npt.NDArray[Any]], dtype: Any) -> npt.NDArray[Any]:
+    """One array of all rows; where some have several columns, all get as many, with zeros."""
+    num_columns = max((array.shape[1] for array in arrays if array.ndim == 2), default=0)
+    if not num_columns:
+        return np.concatenate(arrays).astype(dtype, copy=False) if arrays else np.zeros(0, dtype)
+    out = np.zeros((sum(len(array) for array in arrays), num_columns), dtype)
+    start = 0
+    for array in arrays:
+        columns = array[:, None] if array.ndim == 1 else array
+        out[start : start + len(array), : columns.shape[1]] = columns
+        start += len(array)
+    return out
+
+
 def _joined(arrays: Sequence[Ints]) -> Ints:
     return np.concatenate(arrays) if arrays else np.zeros(0, np.int64)
 
 
-def lay_out(datums: Sequence[Datum], function: LossFunction, max_tokens: int, *, joins: bool) -> list[TokenStream]:
+def lay_out(
+    datums: Sequence[Datum], function: LossFunction | DistributionLoss, max_tokens: int, *, joins: bool
+) -> list[TokenStream]:
     """The streams of a pass; each sequence has one of its own where the model cannot compute several in one.
 
     Raises:
@@ -253,7 +269,7 @@ def lay_out(datums: Sequence[Datum], function: LossFunction, max_tokens: int, *,
     items = [scored(index, datum, function) for index, datum in enumerate(datums)]
     if joins:
         return micro_batches(items, max_tokens)
-    if function.scope == "pair":
+    if function.coupled_by is not None:
         raise ModelError("model: it mixes tokens in other ways than attention, so it cannot be trained on pairs")
     return micro_batches(items, 0, share=False)
 

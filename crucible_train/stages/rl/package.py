@@ -75,7 +75,7 @@ class PackageRL(Stage[RLConfig]):
         tokenizer.to_folder(folder / PUBLISHED)
         files.write_bytes(folder / PUBLISHED / RECORD_FILE, record.to_bytes())
         files.write_text(folder / PUBLISHED / "README.md", model_card(facts, base_name(config.model)))
-        _write_evaluation(facts, inputs, folder / EVALUATION)
+        write_evaluation(facts, inputs, folder / EVALUATION)
         groups = list(kept(inputs["trained"]))
         files.write_text(folder / LOGTREE, render_logtree(groups, title))
         files.write_json(folder / "logtree.json", logtree_json(groups, title))
@@ -85,7 +85,8 @@ class PackageRL(Stage[RLConfig]):
         files.copy_file(inputs["trained"] / METRICS_FILE, folder / METRICS_FILE)
 
 
-def _write_evaluation(facts: RLFacts, inputs: Mapping[str, Path], folder: Path) -> None:
+def write_evaluation(facts: RLFacts, inputs: Mapping[str, Path], folder: Path) -> None:
+    """What was measured before and after, problem by problem and summed up."""
     lines = [
         json.dumps({"model": side, **json.loads(line)}) + "\n"
         for side in ("before", "after")

@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+from functools import partial
 from pathlib import Path
 
 from crucible_train import terminal, wiring
@@ -9,11 +10,11 @@ from crucible_train.config.overrides import to_yaml
 from crucible_train.config.redaction import hide_secrets
 from crucible_train.recipes.rl import RLConfig, peak_rate
 from crucible_train.renderers import FastTokenizer
-from crucible_train.rl.problem_set import ProblemSet
 from crucible_train.stages.chain import Chain
 from crucible_train.stages.chat_format import with_noted_date
 from crucible_train.stages.prepare_model import at_hand, description_of
 from crucible_train.stages.rl import preflight
+from crucible_train.stages.rl.cost import show_cost, show_problems
 from crucible_train.stages.rl.evaluate import EvaluateRL
 from crucible_train.stages.rl.package import PackageRL
 from crucible_train.stages.rl.problems import problem_set
@@ -46,25 +47,17 @@ def show_plan(config: RLConfig) -> None:
         return
     tokenizer = FastTokenizer.from_folder(description)
     found = problem_set(config, description, tokenizer)
-    asyncio.run(_show_problems(found, tokenizer))
+    asyncio.run(show_problems(found, tokenizer, _NUM_SHOWN))
     chain.show()
-    _show_cost(config, hardware, description)
-
-
-async def _show_problems(found: ProblemSet, tokenizer: FastTokenizer) -> None:
-    """Print how many problems there are, and the first prompts as the model sees them."""
-    num = "drawn without end" if found.num_train is None else f"{found.num_train:,} to train on"
-    terminal.field("problems", f"{num}, {len(found.held_out)} held out")
-    terminal.say("")
-    for index in range(_NUM_SHOWN):
-        builder = found.train(index)
-        (env,) = await builder.make_envs(1)
-        try:
-            turn = await env.initial_turn()
-        finally:
-            await env.close()
-        terminal.say(f"{builder.problem}, {turn.prompt.length} tokens:", style="bold")
-        terminal.say(tokenizer.decode(turn.prompt.to_ints()) + "\n")
+    show_cost(
+        config.train,
+        config.peft,
+        config.engine,
+        hardware,
+        config.rollout.max_tokens,
+        description,
+        partial(peak_rate, config),
+    )
 
 
 def _look(chain: Chain, config: RLConfig, hardware: Hardware, source: Path | None) -> RLConfig:
@@ -83,23 +76,3 @@ def _look(chain: Chain, config: RLConfig, hardware: Hardware, source: Path | Non
     else:
         chain.states.append(("package", "to run"))
     return config
-
-
-def _show_cost(config: RLConfig, hardware: Hardware, description: Path) -> None:
-    """Print what a step samples and trains, and the memory it takes."""
-    train, rollout = config.train, config.rollout
-    answers = train.groups_per_batch * train.num_generations
-    estimate = wiring.estimate(description, config.peft, config.engine, hardware, rollout.max_tokens, answers)
-    rate = peak_rate(config, estimate.hidden_size)
-    terminal.field(
-        "training",
-        f"{train.max_steps} steps of {train.groups_per_batch} problems x {train.num_generations} answers of up to "
-        f"{rollout.max_tokens} tokens, peak rate {rate:g}; "
-        f"{estimate.num_trained_params / 1e6:,.1f} of {estimate.num_params / 1e6:,.1f} million weights",
-    )
-    writing = train.max_steps * rollout.max_tokens * estimate.write_step_s
-    terminal.field(
-        "estimate",
-        f"up to {writing / 60:.0f} min of writing answers where each is as long as it may be and one turn long; "
-        f"{estimate.peak_bytes / 2**30:.1f} GiB of memory",
-    )

@@ -5,10 +5,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from crucible_train import wiring
+from crucible_train.config.sections import EngineConfig
 from crucible_train.judges import Asked
 from crucible_train.ports import Tokenizer
 from crucible_train.recipes.rl import RLConfig
 from crucible_train.renderers import Renderer, get_renderer
+from crucible_train.rl.config import EnvConfig
 from crucible_train.rl.environments import Identified, problems, read_options
 from crucible_train.rl.environments.preference import JudgeSource
 from crucible_train.rl.problem_set import ProblemSet
@@ -48,13 +50,22 @@ async def opened(
         ConfigError: as ``problem_set``.
         DataError: likewise.
     """
-    options = read_options(config.env.name, config.env.options)
-    if not isinstance(options, JudgeSource):
-        yield problem_set(config, model_dir, tokenizer)
-        return
     own = (model_dir, renderer_of(config, model_dir, tokenizer))
-    async with OpenedJudge(options, own, config.engine, hardware) as judge:
+    async with judge_of(config.env, own, config.engine, hardware) as judge:
         yield problem_set(config, model_dir, tokenizer, judge)
+
+
+@asynccontextmanager
+async def judge_of(
+    env: EnvConfig, own: tuple[Path, Renderer], engine: EngineConfig, hardware: Hardware
+) -> AsyncIterator[Asked | None]:
+    """What judges the answers in an environment, as ``OpenedJudge``; None where nothing needs to."""
+    options = read_options(env.name, env.options)
+    if not isinstance(options, JudgeSource):
+        yield None
+        return
+    async with OpenedJudge(options, own, engine, hardware) as judge:
+        yield judge
 
 
 def problem_set(config: RLConfig, model_dir: Path, tokenizer: Tokenizer, judge: Asked | None = None) -> ProblemSet:

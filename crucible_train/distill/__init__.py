@@ -1,0 +1,1 @@
+"""Distillation: who teaches, what a teacher reads of an answer, and the datums that it makes of it."""

@@ -1,0 +1,87 @@
+"""The published model, the report and the evaluation's records."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from crucible_train import files
+from crucible_train.metrics_file import METRICS_FILE, TIMINGS_FILE, read_metrics
+from crucible_train.recipes.distill import DistillConfig
+from crucible_train.renderers import FastTokenizer
+from crucible_train.renderers.record import RECORD_FILE
+from crucible_train.report.charts import divergence_chart, png
+from crucible_train.report.distill_page import model_card, page, summary
+from crucible_train.report.rl_facts import gather
+from crucible_train.stages.base import Stage
+from crucible_train.stages.chat_format import renderer_record
+from crucible_train.stages.distill.evaluate import DIVERGENCE
+from crucible_train.stages.package import EVALUATION, PUBLISHED, REPORT, SUMMARY_PAGE
+from crucible_train.stages.prepare_model import base_name
+from crucible_train.stages.publishing import ADAPTER, MODEL
+from crucible_train.stages.rl.package import write_evaluation
+from crucible_train.types import ArtifactRef, Hardware
+
+DIVERGENCE_CURVE = "divergence.png"
+
+
+class PackageDistill(Stage[DistillConfig]):
+    """Puts together what a user takes away from a run."""
+
+    name = "package_distill"
+    reads = (
+        "model",
+        "teacher",
+        "teachers",
+        "env",
+        "output_dir",
+        "run_name",
+        "seed",
+        "data",
+        "lesson",
+        "rollout",
+        "schedule",
+        "peft",
+        "train",
+        "engine",
+        "eval",
+        "checkpoint",
+    )
+    code = ("report", "evaluation", "renderers", "config", "rl", "distill", "stages.chat_format", "stages.rl.package")
+    libraries = ("matplotlib",)
+
+    def __init__(self, config: DistillConfig, hardware: Hardware, run_dir: Path) -> None:
+        """Package the run of this directory, whose name is the run's id."""
+        super().__init__(config)
+        self._hardware = hardware
+        self._run_dir = run_dir
+
+    def identity(self, inputs: Mapping[str, ArtifactRef]) -> dict[str, Any]:
+        """The report names the run and the hardware."""
+        return super().identity(inputs) | {"run_id": self._run_dir.name, "hardware": self._hardware.description}
+
+    async def run(self, inputs: Mapping[str, Path], folder: Path) -> None:
+        """Lay everything out as the run directory has it."""
+        config = self.config
+        tokenizer = FastTokenizer.from_folder(inputs["model"])
+        record = renderer_record(config, inputs["model"], tokenizer)
+        timings = read_metrics(self._run_dir, TIMINGS_FILE)
+        facts = gather(
+            config,
+            inputs,
+            self._hardware.description,
+            self._run_dir.name,
+            record.name,
+            timings,
+            flow="distill",
+            figures=(DIVERGENCE,),
+        )
+        shutil.copytree(inputs["trained"] / (ADAPTER if config.peft.use_peft else MODEL), folder / PUBLISHED)
+        tokenizer.to_folder(folder / PUBLISHED)
+        files.write_bytes(folder / PUBLISHED / RECORD_FILE, record.to_bytes())
+        files.write_text(folder / PUBLISHED / "README.md", model_card(facts, base_name(config.model)))
+        write_evaluation(facts, inputs, folder / EVALUATION)
+        files.write_text(folder / REPORT, page(facts))
+        files.write_text(folder / SUMMARY_PAGE, summary(facts) + "\n")
+        files.write_bytes(folder / DIVERGENCE_CURVE, png(divergence_chart(facts.metrics)))
+        files.copy_file(inputs["trained"] / METRICS_FILE, folder / METRICS_FILE)

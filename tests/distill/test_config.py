@@ -1,0 +1,98 @@
+"""What a configuration of distillation may not say, and who it says teaches."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from crucible_train.errors import ConfigError
+from crucible_train.recipes.distill import DistillConfig
+from crucible_train.stages.distill.preflight import check
+from crucible_train.types import Message
+
+HARD = {"objective": "cross_entropy", "student_share": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"lesson": {"objective": "reverse_kl", "student_share": 0.5}}, "student_share: reverse_kl learns from"),
+        ({"lesson": {"objective": "cross_entropy"}}, "student_share: cross_entropy learns from"),
+        ({"lesson": {"alpha": 0.5}}, "alpha: below 1 it mixes in"),
+        ({"lesson": {"objective": "reverse_kl", "beta": 0.5}}, "beta: reverse_kl does not read it"),
+        ({"lesson": {"top_k": 5}}, "top_k: divergence does not read it"),
+        ({"lesson": {"discount": 0.5}}, "discount: divergence does not read it"),
+        ({"lesson": {**HARD, "temperature": 2.0}}, "temperature: cross_entropy does not read it"),
+        ({"teacher": {"kind": "model"}}, "model: kind=model needs one"),
+        ({"teacher": {"model": "x"}}, "model: kind=model needs one"),
+        ({"teacher": {"adapter": "x"}}, "adapter: a teacher of kind start has none"),
+        ({"teacher": {"tokenizer": "x"}}, "tokenizer: a teacher of kind start brings its own"),
+        ({"teacher": {"before": [{"role": "tool", "content": "x"}]}}, "before: message 0 needs role"),
+        ({"env": {"name": "gsm8k"}}, "teacher: the model itself teaches nothing unless it reads more"),
+        ({"teacher": {"before": []}}, "teacher: the model itself teaches nothing unless it reads more"),
+        ({"teacher": {"kind": "server"}}, "teacher: a server does not tell whole distributions"),
+        ({"teachers": {"a": {"kind": "server"}}}, "teachers.a: a server does not tell whole distributions"),
+        ({"teachers": {"a": {"kimd": "server"}}}, "teachers.a.kimd: Extra inputs are not permitted"),
+        ({"schedule": {"mode": "streamed"}}, "schedule.mode: streamed is for reinforcement learning"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError) as raised:
+        DistillConfig.model_validate(fields)
+    assert said in str(raised.value)
+
+
+def test_a_teacher_that_is_the_model_itself_reads_worked_examples_of_arithmetic() -> None:
+    config = DistillConfig()
+    read = config.teacher.preface("arithmetic")
+    assert read[:2] == (Message("user", "What is 21 + 4?"), Message("assistant", "21 + 4 = 25"))
+    long = {"before": [{"role": "system", "content": "Think hard."}]}
+    assert DistillConfig.model_validate({"teacher": long}).teacher.preface("arithmetic") == (
+        Message("system", "Think hard."),
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"teacher.kind": "model", "teacher.model": "/nowhere/model"}, "there is no such file or folder"),
+        (
+            {"teacher.kind": "model", "teacher.model": "TINY", "teacher.adapter": "/nowhere"},
+            "there is no adapter there",
+        ),
+        ({"teacher.renderer": "nonesuch"}, "teacher.renderer: 'nonesuch' is unknown"),
+        ({"teacher.renderer": "role_colon"}, "end with another token"),
+        ({"eval.metric_for_best_model": "loss"}, "eval.metric_for_best_model: 'loss' is not measured"),
+        (
+            {"teacher.kind": "server", "teacher.tokenizer": "QWEN", "lesson.objective": "top_k"},
+            "teacher: its tokenizer is not the student's",
+        ),
+        (
+            {"teacher.kind": "server", "lesson.objective": "top_k", "teacher.server.api_key_env": "NO_SUCH_KEY"},
+            "the environment variable NO_SUCH_KEY is not set",
+        ),
+    ],
+)
+def test_what_can_be_seen_before_a_run_is_told_before_it(
+    fields: dict[str, Any], said: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    qwen = Path(__file__).parents[1] / "golden" / "tokenizers" / "qwen3"
+    given: dict[str, Any] = {"model": str(tiny_model), "cache_dir": str(tmp_path), "output_dir": str(tmp_path)}
+    for path, value in fields.items():
+        *sections, name = path.split(".")
+        place = given
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[name] = {"TINY": str(tiny_model), "QWEN": str(qwen)}.get(value, value)
+    if given.get("teacher", {}).get("tokenizer"):
+        given["teacher"]["renderer"] = "qwen3_instruct"
+    with pytest.raises(ConfigError) as raised:
+        check(DistillConfig.model_validate(given))
+    assert said in str(raised.value)
+
+
+def test_a_sound_configuration_is_let_through(tiny_model: Path, tmp_path: Path) -> None:
+    given = {"model": str(tiny_model), "cache_dir": str(tmp_path), "output_dir": str(tmp_path)}
+    check(DistillConfig.model_validate(given))
+    check(DistillConfig.model_validate(given | {"teacher": {"kind": "model", "model": str(tiny_model)}}))
