@@ -13,7 +13,7 @@ sft: $(READY)  ## fine-tune the built-in model on the built-in data, and show wh
 rl: $(READY)  ## reinforcement learning of the built-in model on sums
 	$(BIN)/python -m flows.rl $(ARGS)
 
-test: $(READY)  ## all tests: offline, a quarter of an hour on two quiet cores
+test: $(READY)  ## all tests, offline
 	$(BIN)/python -m pytest -q -n 2 $(ARGS)
 
 check: $(READY)  ## lint, formatting, types, import contracts
