@@ -187,6 +187,11 @@ def parse_json(data: str | bytes) -> Any:
         raise ValueError("nested too deeply") from None
 
 
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file with one on each line."""
+    return [parse_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
 def read_json(path: Path) -> Any:
     """The value of a JSON file, or None where there is no file or it is not readable."""
     try:

@@ -1,6 +1,5 @@
 """All that the report of learning from preferences shows, gathered from a run's artifacts."""
 
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -58,7 +57,7 @@ def gather(
     config: DPOConfig, inputs: Mapping[str, Path], hardware: str, title: str, timings: Sequence[Mapping[str, Any]]
 ) -> DPOFacts:
     """Read the artifacts of a run."""
-    before, after = (_lines(inputs[name] / "results.jsonl") for name in ("before", "after"))
+    before, after = (files.read_json_lines(inputs[name] / "results.jsonl") for name in ("before", "after"))
     data, rendered = (files.read_json(inputs[name] / "summary.json") for name in ("conversations", "rendered"))
     return DPOFacts(
         title=title,
@@ -73,8 +72,8 @@ def gather(
         data=data,
         rendered=rendered,
         bad_rows=[
-            *_lines(inputs["conversations"] / "quarantine.jsonl"),
-            *_lines(inputs["rendered"] / "quarantine.jsonl"),
+            *files.read_json_lines(inputs["conversations"] / "quarantine.jsonl"),
+            *files.read_json_lines(inputs["rendered"] / "quarantine.jsonl"),
         ],
         num_bad_rows=merge_counts([data["bad_rows"], rendered["bad_rows"]]),
         hardware=hardware,
@@ -103,7 +102,3 @@ def _words(messages: Sequence[Message] | None) -> str | None:
     if len(messages) == 1:
         return messages[0].text
     return "\n\n".join(f"{message.role}: {message.text}" for message in messages)
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -1,6 +1,5 @@
 """All that a report shows, gathered from a run's artifacts; the page and the summary only lay it out."""
 
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -53,7 +52,7 @@ def gather(
     config: SFTConfig, inputs: Mapping[str, Path], hardware: str, title: str, timings: Sequence[Mapping[str, Any]]
 ) -> RunFacts:
     """Read the artifacts of a run."""
-    before, after = (_lines(inputs[name] / "results.jsonl") for name in ("before", "after"))
+    before, after = (files.read_json_lines(inputs[name] / "results.jsonl") for name in ("before", "after"))
     data, rendered = (files.read_json(inputs[name] / "summary.json") for name in ("conversations", "rendered"))
     return RunFacts(
         title=title,
@@ -69,8 +68,8 @@ def gather(
         data=data,
         rendered=rendered,
         bad_rows=[
-            *_lines(inputs["conversations"] / "quarantine.jsonl"),
-            *_lines(inputs["rendered"] / "quarantine.jsonl"),
+            *files.read_json_lines(inputs["conversations"] / "quarantine.jsonl"),
+            *files.read_json_lines(inputs["rendered"] / "quarantine.jsonl"),
         ],
         num_bad_rows=merge_counts([data["bad_rows"], rendered["bad_rows"]]),
         hardware=hardware,
@@ -83,7 +82,3 @@ def _samples(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, A
         Sample(b["prompt"], b["reference"], b["text"], a["text"], b["scores"], a["scores"])
         for b, a in zip(left, right, strict=True)
     ]
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -1,6 +1,5 @@
 """All that the report of a run on problems shows, gathered from its artifacts: reinforcement learning, distillation."""
 
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -58,7 +57,7 @@ def gather(
     figures: Sequence[str] = (),
 ) -> RLFacts:
     """Read the artifacts of a run of a flow; ``figures`` of held-out problems that are to fall are compared as well."""
-    before, after = (_lines(inputs[name] / "results.jsonl") for name in ("before", "after"))
+    before, after = (files.read_json_lines(inputs[name] / "results.jsonl") for name in ("before", "after"))
     return RLFacts(
         title=title,
         config=redacted(config),
@@ -110,7 +109,3 @@ def _text(message: Mapping[str, Any]) -> str:
     parts = [content] if isinstance(content, str) else [part.get("text", "") for part in content or ()]
     calls = [f"[{call['function']['name']} {call['function']['arguments']}]" for call in message.get("tool_calls", ())]
     return "\n".join([*parts, *calls])
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -57,7 +57,7 @@ def show_plan(config: PostTrainConfig) -> None:
 
 def report(before: Path, after: Path, seed: int) -> list[dict[str, Any]]:
     """Say what the chain gained on held-out rows; the same as records."""
-    sides = [_lines(folder / "results.jsonl") for folder in (before, after)]
+    sides = [files.read_json_lines(folder / "results.jsonl") for folder in (before, after)]
     rows = compare(sides[0], sides[1], seed)
     for row in rows:
         change = row.difference
@@ -88,7 +88,3 @@ def keep(
     if files.read_json(folder / RECORD) != record:
         files.write_json(folder / RECORD, record)
     return folder
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    return [files.parse_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
