@@ -1,7 +1,8 @@
 """The run's own record of its numbers: one JSON object a step.
 
 ``metrics.jsonl`` holds what is the same in every run of the same configuration, so two runs can be compared bit for
-bit; ``timings.jsonl`` beside it holds what is not: the areas ``time`` and ``perf``. Other loggers are copies of these.
+bit; ``timings.jsonl`` beside it holds what is not: the areas ``time``, ``perf`` and ``system``. Other loggers are
+copies of these.
 """
 
 import json
@@ -11,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from crucible_train import files
-from crucible_train.ports import METRIC_AREAS, RunInfo, RunStatus
+from crucible_train.ports import METRIC_AREAS, RunStatus
 
 METRICS_FILE = "metrics.jsonl"
 TIMINGS_FILE = "timings.jsonl"
-_UNREPEATABLE_AREAS = frozenset({"time", "perf"})
+_UNREPEATABLE_AREAS = frozenset({"time", "perf", "system"})
 
 
 class MetricsFile:
@@ -31,9 +32,6 @@ class MetricsFile:
         self._step: int | None = None
         self._pending: dict[str, float] = {}
         run_dir.mkdir(parents=True, exist_ok=True)
-
-    def start(self, run: RunInfo) -> None:
-        """The configuration has a file of its own."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Record numbers of one step.
@@ -52,9 +50,6 @@ class MetricsFile:
             self.flush()
             self._step = step
         self._pending |= metrics
-
-    def log_text(self, name: str, text: str, step: int) -> None:
-        """Texts go to the evaluation's files."""
 
     def flush(self) -> None:
         """Write the step that is pending."""

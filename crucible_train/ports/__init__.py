@@ -2,7 +2,16 @@
 
 from crucible_train.ports.blob_store import BlobStore
 from crucible_train.ports.dataset_store import DatasetStore, SourceInfo, SourceRow
-from crucible_train.ports.metrics_logger import METRIC_AREAS, MetricsLogger, RunInfo, RunStatus
+from crucible_train.ports.metrics_logger import (
+    METRIC_AREAS,
+    Cell,
+    LoggedArtifact,
+    LoggerUnavailable,
+    MetricsLogger,
+    Opened,
+    RunInfo,
+    RunStatus,
+)
 from crucible_train.ports.sampling import NextTokenScorer, SamplingClient
 from crucible_train.ports.tokenizer import Encoded, Tokenizer
 from crucible_train.ports.training import ModelInfo, StepOutput, TrainingClient
@@ -10,11 +19,15 @@ from crucible_train.ports.training import ModelInfo, StepOutput, TrainingClient
 __all__ = [
     "METRIC_AREAS",
     "BlobStore",
+    "Cell",
     "DatasetStore",
     "Encoded",
+    "LoggedArtifact",
+    "LoggerUnavailable",
     "MetricsLogger",
     "ModelInfo",
     "NextTokenScorer",
+    "Opened",
     "RunInfo",
     "RunStatus",
     "SamplingClient",

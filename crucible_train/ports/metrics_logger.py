@@ -1,11 +1,12 @@
-"""The metrics port: where a run's numbers go."""
+"""The metrics port: where a run's numbers, texts, tables, pictures and artifacts go."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 RunStatus = Literal["done", "failed", "interrupted"]
+Cell = str | int | float | bool | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +19,12 @@ class RunInfo:
         config: the configuration, secrets removed.
         num_steps: optimizer steps of the whole run.
         first_step: finished steps; above 0 where the run goes on.
+        tracker_id: what the run is called by trackers: the same as long as its directory lives, new in another one.
+        name: what people read; empty for ``run_id``.
+        project: the tracker's project or experiment.
+        group: runs that belong together; empty for none.
+        tags: words to find the run by.
+        notes: a remark in words.
     """
 
     run_id: str
@@ -25,6 +32,62 @@ class RunInfo:
     config: Mapping[str, Any]
     num_steps: int
     first_step: int
+    tracker_id: str = ""
+    name: str = ""
+    project: str = "crucible-train"
+    group: str = ""
+    tags: Sequence[str] = ()
+    notes: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What a logger answers when a run starts.
+
+    Attributes:
+        url: where a person finds the run; None where there is no such page.
+        last_step: the newest step of which the logger already holds the metrics; -1 for none.
+    """
+
+    url: str | None = None
+    last_step: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedArtifact:
+    """Something a run used or made.
+
+    Attributes:
+        name: such as ``adapter`` or ``gsm8k``.
+        kind: ``dataset`` is described by digest and counts, its rows are never sent; the others are files.
+        is_input: whether the run read it rather than wrote it.
+        digest: SHA-256 of its content, in hexadecimal.
+        path: the file or folder that holds it; None where it is described only.
+        aliases: names for this version, such as ``latest``.
+        facts: counts and the like, secrets removed.
+    """
+
+    name: str
+    kind: Literal["dataset", "model", "report", "file"]
+    is_input: bool
+    digest: str
+    path: Path | None = None
+    aliases: Sequence[str] = ()
+    facts: Mapping[str, Cell] = field(default_factory=dict)
+
+
+class LoggerUnavailable(Exception):
+    """The service behind a logger does not take what it is sent now; it may later.
+
+    Args:
+        message: what happened, in a line without secrets.
+        retry_after_s: seconds after which the service wishes to be asked again; None where it did not say.
+    """
+
+    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+        """Keep the wish of the service."""
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 @runtime_checkable
@@ -35,11 +98,17 @@ class MetricsLogger(Protocol):
 
     - Metric names are ``area/name`` with an area of ``METRIC_AREAS``; values are finite numbers.
     - Steps never fall; a step may be logged in several parts.
+    - A call returns before or after its content is safe; after ``flush`` it is safe.
+    - ``start`` with the ``tracker_id`` of an earlier start goes on with the same run and says which steps it holds.
     - Nothing is logged after ``finish``, which may be called twice.
+    - A service that cannot be reached raises ``LoggerUnavailable``; anything else raised is a fault of what was sent.
     """
 
-    def start(self, run: RunInfo) -> None:
+    def start(self, run: RunInfo) -> Opened:
         """Learn of the run; called once, before anything is logged."""
+
+    def log_hparams(self, values: Mapping[str, Cell]) -> None:
+        """Record the settings of a run, ``section.field`` to value."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Record numbers of one step."""
@@ -47,8 +116,23 @@ class MetricsLogger(Protocol):
     def log_text(self, name: str, text: str, step: int) -> None:
         """Record a text, such as a sampled answer."""
 
+    def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], step: int) -> None:
+        """Record a table; every row has as many cells as there are columns."""
+
+    def log_image(self, name: str, path: Path, step: int) -> None:
+        """Record a picture, a PNG file."""
+
+    def log_artifact(self, artifact: LoggedArtifact) -> None:
+        """Record what a run used or made; the same digest under the same name is recorded once."""
+
+    def link(self, name: str, url: str) -> None:
+        """Record where a person finds something that belongs to the run."""
+
+    def flush(self) -> None:
+        """Return when everything logged so far is safe."""
+
     def finish(self, status: RunStatus) -> None:
         """Flush and let go."""
 
 
-METRIC_AREAS = frozenset({"train", "optim", "reward", "sample", "eval", "time", "perf", "progress"})
+METRIC_AREAS = frozenset({"train", "optim", "reward", "sample", "eval", "time", "perf", "progress", "system"})

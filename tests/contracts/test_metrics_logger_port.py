@@ -3,18 +3,17 @@
 import pytest
 
 from crucible_train import wiring
+from crucible_train.adapters.loggers.base import QuietLogger
 from crucible_train.adapters.loggers.console import ConsoleLogger
 from crucible_train.adapters.loggers.multiplex import MultiplexLogger
-from crucible_train.metrics_file import MetricsFile
 from crucible_train.ports import METRIC_AREAS, MetricsLogger, RunInfo
 
 
-@pytest.fixture(params=["console", "multiplex", "metrics file"])
+@pytest.fixture(params=["console", "multiplex"])
 def logger(request, tmp_path) -> MetricsLogger:
     made = {
         "console": ConsoleLogger,
-        "multiplex": lambda: MultiplexLogger({"console": ConsoleLogger(), "file": MetricsFile(tmp_path)}, pytest.fail),
-        "metrics file": lambda: MetricsFile(tmp_path),
+        "multiplex": lambda: MultiplexLogger({"console": ConsoleLogger(), "quiet": QuietLogger()}, pytest.fail),
     }[request.param]()
     return wiring.conforming(made, MetricsLogger, request.param)
 

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from crucible_train import terminal
-from crucible_train.ports import RunInfo, RunStatus
+from crucible_train.adapters.loggers.base import QuietLogger
+from crucible_train.ports import Opened, RunInfo, RunStatus
 
 _NUM_PLAIN_LINES = 8
 
 
-class ConsoleLogger:
+class ConsoleLogger(QuietLogger):
     """Shows step, loss or reward, tokens a second and time left; an evaluation gets a line of its own."""
 
     def __init__(self) -> None:
@@ -22,12 +23,12 @@ class ConsoleLogger:
         self._first_step = 0
         self._started = 0.0
 
-    def start(self, run: RunInfo) -> None:
+    def start(self, run: RunInfo) -> Opened:
         """Begin to show."""
         self._num_steps, self._first_step = run.num_steps, run.first_step
         self._started = time.monotonic()
         if not terminal.console().is_terminal:
-            return
+            return Opened()
         self._progress = Progress(
             TextColumn("  step {task.completed}/{task.total}"),
             BarColumn(bar_width=24),
@@ -40,6 +41,7 @@ class ConsoleLogger:
         )
         self._task = self._progress.add_task("", total=run.num_steps, completed=run.first_step, figure="", speed="")
         self._progress.start()
+        return Opened()
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Show a step."""
@@ -47,9 +49,6 @@ class ConsoleLogger:
             self._show_step(metrics, step)
         if any(name.startswith("eval/") for name in metrics):
             self._show_evaluation(metrics, step)
-
-    def log_text(self, name: str, text: str, step: int) -> None:
-        """Texts stand in the report."""
 
     def finish(self, status: RunStatus) -> None:
         """Take the bar away."""

@@ -1,8 +1,9 @@
 """Several loggers as one; none of them can stop a run."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
-from crucible_train.ports import MetricsLogger, RunInfo, RunStatus
+from crucible_train.ports import Cell, LoggedArtifact, MetricsLogger, Opened, RunInfo, RunStatus
 
 
 class MultiplexLogger:
@@ -18,9 +19,14 @@ class MultiplexLogger:
         """The loggers that still work."""
         return list(self._loggers)
 
-    def start(self, run: RunInfo) -> None:
+    def start(self, run: RunInfo) -> Opened:
         """Tell every logger of the run."""
         self._each(lambda logger: logger.start(run))
+        return Opened()
+
+    def log_hparams(self, values: Mapping[str, Cell]) -> None:
+        """Record the settings of a run in every logger."""
+        self._each(lambda logger: logger.log_hparams(values))
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Record numbers of one step in every logger."""
@@ -30,11 +36,31 @@ class MultiplexLogger:
         """Record a text in every logger."""
         self._each(lambda logger: logger.log_text(name, text, step))
 
+    def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], step: int) -> None:
+        """Record a table in every logger."""
+        self._each(lambda logger: logger.log_table(name, columns, rows, step))
+
+    def log_image(self, name: str, path: Path, step: int) -> None:
+        """Record a picture in every logger."""
+        self._each(lambda logger: logger.log_image(name, path, step))
+
+    def log_artifact(self, artifact: LoggedArtifact) -> None:
+        """Record what a run used or made in every logger."""
+        self._each(lambda logger: logger.log_artifact(artifact))
+
+    def link(self, name: str, url: str) -> None:
+        """Record an address in every logger."""
+        self._each(lambda logger: logger.link(name, url))
+
+    def flush(self) -> None:
+        """Wait for every logger."""
+        self._each(lambda logger: logger.flush())
+
     def finish(self, status: RunStatus) -> None:
         """Let every logger flush and let go."""
         self._each(lambda logger: logger.finish(status))
 
-    def _each(self, call: Callable[[MetricsLogger], None]) -> None:
+    def _each(self, call: Callable[[MetricsLogger], object]) -> None:
         for name, logger in list(self._loggers.items()):
             try:
                 call(logger)
