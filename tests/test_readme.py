@@ -118,7 +118,7 @@ def test_the_installation_says_what_it_is_about_to_do(tmp_path: Path) -> None:
         text=True,
         check=True,
     ).stdout.splitlines()
-    assert told[0] == f'echo "installing into {tmp_path}/new: about 2 GB, one or two minutes"'
+    assert told[0] == f'echo "installing into {tmp_path}/new: about 3 GB, one or two minutes"'
     assert told[-1] == f"{tmp_path}/new/bin/python -m flows.sft seed=1"
 
 
