@@ -4,8 +4,9 @@ reward      beta sum (logp - reference_logprobs); without a reference beta times
 margin      the chosen reward less the rejected one; of a completion alone, how far its reward is on its side of beta z
 accuracy    1 where the margin is above 0, 1/2 where it is 0, 0 below
 logprob     sum of logp over the completion
-kl          mean over completion tokens of exp(-d) - 1 + d, d = logp - reference_logprobs: how far the policy has gone
-            from the reference on these tokens; it estimates the divergence where the policy could have written them
+kl          mean over completion tokens of d^2 / 2, d = logp - reference_logprobs: how far the policy has gone
+            from the reference on these tokens, the k2 estimate of the divergence. (k3, exp(-d) - 1 + d, is of use only
+            where the policy wrote the tokens: one token of the data that it has given up on would drown the mean.)
 
 Axes: S positions of a sequence that count.
 """
@@ -164,7 +165,7 @@ def _measured(
         rejected_reward=rewards.get(-1),
         chosen_logprob=totals.get(1),
         rejected_logprob=totals.get(-1),
-        kl=None if d_S is None else float((np.expm1(-d_S) + d_S).mean()),
+        kl=None if d_S is None else float(0.5 * np.square(d_S).mean()),
         num_tokens=sum(logprobs_S.size for logprobs_S in sides.values()),
         loss=loss_of_it,
     )

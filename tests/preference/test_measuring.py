@@ -65,14 +65,14 @@ def test_mismatched_completions_stand_behind_the_prompts_of_others() -> None:
 def test_dpo_figures_by_hand() -> None:
     """beta = 1/2. Chosen: -3 against -4, reward 1/2; rejected: -4 against -3, reward -1/2; the margin is 1.
 
-    d = 1, 0 and -1 over the three tokens: k3 = e^-1, 0 and e - 2, of which the mean is 0.362054.
+    d = 1, 0 and -1 over the three tokens: d^2 / 2 is 1/2, 0 and 1/2, of which the mean is 1/3.
     """
     batch = Batch(PreferenceSet([PAIR], [REFERENCE]), [0])
     (found,) = batch.measured(DPO(beta=0.5), LOGPROBS, None)
     assert (found.accuracy, found.margin, found.num_tokens) == (1.0, 1.0, 3)
     assert (found.chosen_reward, found.rejected_reward) == (0.5, -0.5)
     assert (found.chosen_logprob, found.rejected_logprob) == (-3.0, -4.0)
-    assert found.kl == pytest.approx((math.exp(-1) + math.e - 2) / 3)
+    assert found.kl == pytest.approx(1 / 3)
     assert preference_metrics("train", [found])["train/margin"] == 1.0
     assert "train/loss" not in preference_metrics("train", [found])
 
