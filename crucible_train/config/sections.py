@@ -183,13 +183,17 @@ class CheckpointConfig(Section):
 class TrackingConfig(Section):
     """What trackers are told of a run besides its numbers. It changes nothing that is computed."""
 
-    project: str = option("crucible-train", "project or experiment that runs are listed under", min_length=1)
-    name: str | None = option(None, "what the run is called there; null takes the run's id")
+    project: str = option(
+        "crucible-train", "project or experiment that runs are listed under", advanced=True, min_length=1
+    )
+    name: str | None = option(None, "what the run is called there; null takes the run's id", advanced=True)
     group: str | None = option(None, "what it belongs to, such as one comparison; null for none", advanced=True)
     tags: list[str] = option([], "words to find it by", advanced=True)
     notes: str = option("", "a remark", advanced=True)
     artifacts: Literal["adapter", "none", "all"] = option(
-        "adapter", "what is uploaded at the end: the adapter and the report, no file, or all that is published"
+        "adapter",
+        "what is uploaded at the end: the adapter and the report, no file, or all that is published",
+        advanced=True,
     )
     finish_wait_s: float = option(
         30.0, "seconds a finished run waits for its trackers, 0 or more; then it ends without them", ge=0, advanced=True
