@@ -52,13 +52,13 @@ class Journal:
         self._path = self._folder / EVENTS_FILE
         self._known = {event["id"] for event in _whole(self._path)}
 
-    def add(self, kind: str, **values: Any) -> None:
+    def add(self, what: str, **values: Any) -> None:
         """Append an event, unless the same one stands there.
 
         Raises:
             OSError: it could not be written.
         """
-        event = {"kind": kind, **values}
+        event = {"event": what, **values}
         number = files.sha256_json(event)[:32]
         if number not in self._known:
             self._folder.mkdir(parents=True, exist_ok=True)

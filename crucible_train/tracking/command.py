@@ -175,10 +175,11 @@ def _change(before: Cursor, after: Cursor) -> str:
 
 def _described(run: TrackedRun, replica: Replica) -> str:
     cursor, left = replica.cursor(run), replica.left(run)
+    left_out = f"left out: {cursor.left_out}" if cursor.left_out else ""
     parts = [f"{replica.name}: {f'lacks {left.text}' if left.is_behind else 'has everything'}"]
     if left.num_held:
         parts.append("the newest step is held back until the run goes on; sync --ended sends it")
-    parts += [part for part in (cursor.problem, cursor.url) if part]
+    parts += [part for part in (cursor.problem, left_out, cursor.url) if part]
     return "; ".join(parts)
 
 

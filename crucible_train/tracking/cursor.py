@@ -21,7 +21,8 @@ class Cursor:
         num_events: how many of the journal's events are done with, from its beginning.
         state: ``done`` when all of a finished run is there, ``left`` when nothing more could be sent yet,
             ``unavailable`` and ``refused`` when the last try failed.
-        problem: why, in a line without secrets; also of an event that was left out.
+        problem: why, in a line without secrets.
+        left_out: the last event that the tracker has no way to take, and why.
     """
 
     tracker: str
@@ -31,6 +32,7 @@ class Cursor:
     num_events: int = 0
     state: State = "new"
     problem: str | None = None
+    left_out: str | None = None
 
 
 def read_cursor(path: Path) -> Cursor | None:

@@ -47,7 +47,7 @@ async def conclude(run_dir: Path, config: RunConfig) -> Sequence[SentTo]:
         for replica in behind:
             if not replica.is_at_work():
                 wiring.start_follower(run_dir, replica.name)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # such as a journal that somebody has damaged
         terminal.field("tracking", f"the results could not be noted for trackers: {error}")
         return ()
     await _wait(run, behind, config.tracking.finish_wait_s)
@@ -85,5 +85,6 @@ def _told(run: TrackedRun, replica: Replica) -> SentTo:
         )
     else:
         where = cursor.url or "all of it is there"
-        terminal.field("tracking", f"{replica.name}: {where}" + (f" ({cursor.problem})" if cursor.problem else ""))
+        without = f" (without {cursor.left_out})" if cursor.left_out else ""
+        terminal.field("tracking", f"{replica.name}: {where}{without}")
     return SentTo(replica.name, cursor.url, lacks)

@@ -10,6 +10,7 @@ opened anew, so that what was on its way is not sent twice.
 
 import errno
 import os
+import sys
 import threading
 import time
 import traceback
@@ -76,11 +77,11 @@ class Follower:
                 state, text, wait_s = "unavailable", str(error), error.retry_after_s
             except OSError as error:
                 if error.errno not in _FULL:
-                    traceback.print_exc()
+                    _print(error)
                     self._num_refusals += 1
                 state, text, wait_s = "unavailable", f"{error.strerror or error}", None
             except Exception as error:  # noqa: BLE001 - whatever a client raises is told, and tried again a few times
-                traceback.print_exc()
+                _print(error)
                 self._num_refusals += 1
                 state, text, wait_s = "refused", f"{type(error).__name__}: {error}", None
             else:
@@ -155,16 +156,17 @@ class Follower:
 
     def _send_event(self, logger: MetricsLogger, event: Mapping[str, Any]) -> None:
         """Send one event. One that the tracker has no way to take is left out, and told of."""
-        problem = self._cursor.problem
+        left_out = self._cursor.left_out
         try:
             log_event(logger, event, self._replica.run_dir)
             logger.flush()
         except (LoggerUnavailable, OSError):
             raise
         except Exception as error:  # noqa: BLE001 - a client may raise anything; the rest of the run still goes out
-            traceback.print_exc()
-            problem = _line(f"left out {event['kind']} {event.get('name', '')}: {type(error).__name__}: {error}")
-        self._advance(replace(self._cursor, num_events=self._cursor.num_events + 1, problem=problem))
+            _print(error)
+            left_out = _line(f"{event['event']} {event.get('name', '')}: {type(error).__name__}: {error}")
+        num_events = self._cursor.num_events + 1
+        self._advance(replace(self._cursor, num_events=num_events, problem=None, left_out=left_out))
 
     def _advance(self, cursor: Cursor) -> None:
         self._save(replace(cursor, state="sending"))
@@ -213,10 +215,10 @@ def log_event(logger: MetricsLogger, event: Mapping[str, Any], run_dir: Path) ->
     """Tell a logger of one event of a journal.
 
     Raises:
-        ValueError: the event's kind is unknown.
+        ValueError: there is no such event.
     """
-    values = {key: value for key, value in event.items() if key not in ("id", "kind")}
-    match event["kind"]:
+    values = {key: value for key, value in event.items() if key not in ("id", "event")}
+    match event["event"]:
         case "hparams":
             logger.log_hparams(values["values"])
         case "text":
@@ -229,8 +231,8 @@ def log_event(logger: MetricsLogger, event: Mapping[str, Any], run_dir: Path) ->
             logger.log_artifact(_artifact(values, run_dir))
         case "link":
             logger.link(**values)
-        case kind:
-            raise ValueError(f"event {kind!r} is unknown")
+        case what:
+            raise ValueError(f"event {what!r} is unknown")
 
 
 def _artifact(values: Mapping[str, Any], run_dir: Path) -> LoggedArtifact:
@@ -252,6 +254,11 @@ def _status(run: TrackedRun, *, is_orphan: bool) -> RunStatus:
     if run.phase == "failed":
         return "failed"
     return "interrupted" if run.phase == "training" and is_orphan else "done"
+
+
+def _print(error: Exception) -> None:
+    """Show a failure in the follower's log, without secrets."""
+    sys.stderr.write(hide_secrets("".join(traceback.format_exception(error))))
 
 
 def _line(text: str) -> str:

@@ -36,10 +36,9 @@ class TrackingServer:
 
             def do_POST(self) -> None:
                 owner.requested_at.append(time.monotonic())
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                if owner.misbehave(self):
-                    return
-                answer(self, 200, owner.take(self.path, body))
+                self.body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                if not owner.misbehave(self):
+                    answer(self, 200, owner.take(self.path, self.body))
 
             def log_message(self, *_: Any) -> None: ...
 

@@ -147,12 +147,12 @@ def test_what_is_logged_again_by_a_run_that_goes_on_is_noted_once(make_run):
         run.logger.log_table("answers", ["a"], [[1], [None]], 1)
         run.logger.link("page", "http://localhost/")
         run.finish()
-    assert [event["kind"] for event in read_events(run.dir)] == ["hparams", "text", "table", "link"]
+    assert [event["event"] for event in read_events(run.dir)] == ["hparams", "text", "table", "link"]
     events = run.dir / "tracking" / "events.jsonl"
     events.write_bytes(events.read_bytes()[:-9])  # a kill in the middle of a line
     run = make_run(start_follower=lambda *_: None)
     run.start()
-    assert [event["kind"] for event in read_events(run.dir)] == ["hparams", "text", "table"]
+    assert [event["event"] for event in read_events(run.dir)] == ["hparams", "text", "table"]
     run.logger.link("page", "http://localhost/")
     assert len(read_events(run.dir)) == 4
 
