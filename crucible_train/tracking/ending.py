@@ -59,19 +59,29 @@ def _noted(run_dir: Path, config: RunConfig, names: Sequence[str]) -> TrackedRun
     known = journal.read_run(run_dir)
     if known is not None and known.phase == "done" and list(known.trackers) == names:
         return known
-    num_steps = max((record["step"] for record in read_metrics(run_dir)), default=0)
+    num_steps = max(_last_step(run_dir), 0)
     first_step = 0 if known is None else known.info.first_step
     return journal.begin(run_info(config, run_dir, num_steps, first_step), names, "done")
 
 
 async def _wait(run: TrackedRun, behind: Sequence[Replica], seconds: float) -> None:
     """Until the trackers have everything, or what holds them up is not going to change, or time is up."""
+    last_step, num_events = _last_step(run.info.run_dir), len(journal.read_events(run.info.run_dir))
+
+    def is_settled(replica: Replica) -> bool:
+        cursor = replica.cursor(run)
+        has_all = cursor.last_step >= last_step and cursor.num_events >= num_events
+        return cursor.state == "refused" or (cursor.state == "done" and has_all)
+
     until = time.monotonic() + seconds
     while time.monotonic() < until:
-        behind = [one for one in behind if one.left(run).is_behind]
-        if all(one.cursor(run).state == "refused" for one in behind):
+        if all(is_settled(replica) for replica in behind):
             return
         await asyncio.sleep(_LOOK_EVERY_S)
+
+
+def _last_step(run_dir: Path) -> int:
+    return max((record["step"] for record in read_metrics(run_dir)), default=-1)
 
 
 def _told(run: TrackedRun, replica: Replica) -> SentTo:

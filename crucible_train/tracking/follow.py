@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from crucible_train.config.redaction import hide_secrets
+from crucible_train.errors import ConfigError
 from crucible_train.journal import FOLDER, TrackedRun, read_run
 from crucible_train.ports import LoggedArtifact, LoggerUnavailable, MetricsLogger, RunStatus
 from crucible_train.tracking.backoff import Backoff
@@ -184,7 +185,7 @@ class Follower:
     def _run(self) -> TrackedRun:
         run = read_run(self._replica.run_dir)
         if run is None:
-            raise FileNotFoundError(f"{self._replica.run_dir / FOLDER}: there is no run to send")
+            raise ConfigError(f"{self._replica.run_dir}: nothing is tracked there")
         return run
 
     def _is_parent_there(self) -> bool:

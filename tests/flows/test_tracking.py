@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -95,6 +96,30 @@ def test_a_run_that_is_found_is_sent_to_a_tracker_that_it_did_not_have(
     run = run_flow(place.config(f"report_to=['{HTTP}']"))
     assert run.state.is_completed()
     assert [step for step, _ in tracker.only] == list(range(17))
+
+
+def test_a_run_killed_while_it_trains_goes_on_in_the_same_replica(
+    place: Any, start: Callable[..., Any], server: str, tracker: TrackingServer
+) -> None:
+    words = (*place.words, f"report_to=[console, '{HTTP}']", "checkpoint.save_steps=3")
+    for step in (4, 12):
+        running = start(words, PREFECT_API_URL=server)
+        running.wait_for(f"  step {step:>2}/16")
+        os.killpg(running.process.pid, signal.SIGKILL)
+        running.process.wait()
+    ended = start(words, PREFECT_API_URL=server).end()
+    assert ended.status == 0, ended.err
+    assert "goes on from step" in ended.out
+    run_dir = next((place.folder / "runs").glob("*/metrics.jsonl")).parent
+    assert cursor(run_dir)["state"] == "done"
+    assert len(tracker.steps) == 1
+    repeatable = [(step, _repeatable(values)) for step, values in tracker.only]
+    assert repeatable == [(step, _repeatable(values)) for step, values in truth(run_dir)]
+
+
+def _repeatable(values: dict[str, float]) -> dict[str, float]:
+    """What is the same when a step is done again."""
+    return {name: value for name, value in values.items() if name.partition("/")[0] not in ("time", "perf", "system")}
 
 
 def test_the_page_of_a_run_links_to_its_trackers(
