@@ -175,7 +175,7 @@ class CheckpointConfig(Section):
     save_minutes: float = option(
         10.0, "save when this many minutes have passed since the last; 0 never", ge=0, advanced=True
     )
-    save_total_limit: int = option(2, "checkpoints kept besides the best one, 1 or more", ge=1)
+    save_total_limit: int = option(2, "checkpoints kept besides the best one, 1 or more", ge=1, advanced=True)
     resume_from_checkpoint: str = option("auto", "auto goes on from the newest good one; never starts anew; or a path")
     load_best_model_at_end: bool = option(False, "publish the best checkpoint, not the last", advanced=True)
 
