@@ -85,17 +85,15 @@ def note_results(run_dir: Path, artifacts: str) -> None:
         journal.add_artifact(one)
 
 
-def described(run_dir: Path, artifacts: str) -> TrackedRun:
+def described(run_dir: Path) -> TrackedRun:
     """A run as it was tracked. One that never was is described from its files first, as a run that has ended."""
     known = read_run(run_dir)
-    if known is not None and known.phase != "done":
-        return known
-    note_results(run_dir, artifacts)
     if known is not None:
         return known
     config = files.read_json(run_dir / CONFIG) or {}
-    last_step = max((record["step"] for record in read_metrics(run_dir)), default=0)
     told = config.get("tracking") or {}
+    note_results(run_dir, told.get("artifacts", "adapter"))
+    last_step = max((record["step"] for record in read_metrics(run_dir)), default=0)
     info = RunInfo(run_dir.name, run_dir, config, last_step, 0, name=told.get("name") or run_dir.name)
     info = replace(info, project=told.get("project") or info.project, group=told.get("group") or "")
     return begin(replace(info, tags=tuple(told.get("tags") or ()), notes=told.get("notes") or ""), (), "done")

@@ -19,6 +19,8 @@ from crucible_train.tracking.follow import DRAIN_S, Follower
 from crucible_train.tracking.replica import Replica, exported, replicas
 
 _LOOK_EVERY_S = 0.2
+_LOCK_S = 2.0
+"""How long a lock may be held by somebody who only looks whether it is."""
 _PROGRAM = "python -m crucible_train.tracking"
 
 
@@ -67,9 +69,6 @@ def _parser() -> argparse.ArgumentParser:
     known = ", ".join(wiring.TRACKERS)
     export.add_argument(
         "--to", required=True, action="append", metavar="NAME", help=f"one of {known}, or module:Class; may be repeated"
-    )
-    export.add_argument(
-        "--artifacts", choices=("adapter", "none", "all"), default="adapter", help="what is uploaded; adapter at first"
     )
     _takes_wait(export)
     export.set_defaults(run=_export, ended=True)
@@ -120,31 +119,36 @@ def _export(given: argparse.Namespace) -> int:
         raise ConfigError([problem.replace("report_to", "--to") for problem in problems])
     if wrong := [name for name in given.to if not wiring.tracker_names([name])]:
         raise ConfigError(f"--to: {wrong[0]} is no tracker")
-    run = _exportable(run_dir, given.artifacts)
+    run = _exportable(run_dir)
     results = [_sent(run, exported(run, name), given) for name in given.to]
     return int(not all(results))
 
 
-def _exportable(run_dir: Path, artifacts: str) -> TrackedRun:
+def _exportable(run_dir: Path) -> TrackedRun:
     """The run as it was tracked, or as its files describe it where it never was."""
     from crucible_train.stages.tracked import described  # noqa: PLC0415 - a follower has no use for what it imports
 
-    return described(run_dir, artifacts)
+    return described(run_dir)
 
 
 def _follow(given: argparse.Namespace) -> int:
     os.nice(10)
     replica = Replica(given.place, given.replica)
-    lock = replica.lock()
+    lock, started = replica.lock(), time.monotonic()
     while True:
         try:
             lock.acquire(blocking=False)
             break
         except Timeout:
-            if given.parent is None or os.getppid() != given.parent:
+            is_needed = given.parent is not None and os.getppid() == given.parent
+            if not is_needed and time.monotonic() > started + _LOCK_S:
                 return 0  # another process is at it
             time.sleep(_LOOK_EVERY_S)
     with lock:
+        run = journal.read_run(replica.run_dir)
+        left = replica.left(run) if run is not None else None
+        if given.parent is None and left is not None and not left.is_behind and not (given.ended and left.num_held):
+            return 0  # another process was at it
         follower = Follower(replica, wiring.tracker, parent=given.parent, drain_s=given.wait_s, is_ended=given.ended)
         follower.watch()
         cursor = follower.follow()

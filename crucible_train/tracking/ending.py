@@ -44,13 +44,10 @@ async def conclude(run_dir: Path, config: RunConfig) -> Sequence[SentTo]:
         run = _noted(run_dir, config, names)
         replicas = [Replica(run_dir, name) for name in names]
         behind = [replica for replica in replicas if replica.left(run).is_behind]
-        for replica in behind:
-            if not replica.is_at_work():
-                wiring.start_follower(run_dir, replica.name)
+        await _settled(run, behind, config.tracking.finish_wait_s)
     except (OSError, ValueError) as error:  # such as a journal that somebody has damaged
         terminal.field("tracking", f"the results could not be noted for trackers: {error}")
         return ()
-    await _wait(run, behind, config.tracking.finish_wait_s)
     return [_told(run, replica) for replica in replicas]
 
 
@@ -64,8 +61,11 @@ def _noted(run_dir: Path, config: RunConfig, names: Sequence[str]) -> TrackedRun
     return journal.begin(run_info(config, run_dir, num_steps, first_step), names, "done")
 
 
-async def _wait(run: TrackedRun, behind: Sequence[Replica], seconds: float) -> None:
-    """Until the trackers have everything, or what holds them up is not going to change, or time is up."""
+async def _settled(run: TrackedRun, behind: Sequence[Replica], seconds: float) -> None:
+    """Wait until the trackers have everything, or what holds them up is not going to change, or time is up.
+
+    A replica whose follower has left gets another one.
+    """
     last_step, num_events = _last_step(run.info.run_dir), len(journal.read_events(run.info.run_dir))
 
     def is_settled(replica: Replica) -> bool:
@@ -73,9 +73,12 @@ async def _wait(run: TrackedRun, behind: Sequence[Replica], seconds: float) -> N
         has_all = cursor.last_step >= last_step and cursor.num_events >= num_events
         return cursor.state == "refused" or (cursor.state == "done" and has_all)
 
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        if all(is_settled(replica) for replica in behind):
+    until, waiting = time.monotonic() + seconds, list(behind)
+    while True:
+        for replica in [one for one in waiting if not one.is_at_work()]:
+            wiring.start_follower(run.info.run_dir, replica.name)
+            waiting.remove(replica)
+        if time.monotonic() >= until or all(is_settled(replica) for replica in behind):
             return
         await asyncio.sleep(_LOOK_EVERY_S)
 

@@ -50,7 +50,9 @@ def test_a_run_is_in_its_trackers_when_it_ends(
         rows = list(csv.DictReader(file))
     found = [(int(row.pop("step")), {k: float(v) for k, v in row.items() if v}) for row in rows]
     assert found == truth(run_dir)
-    events = {event.get("name", event["kind"]): event for event in next(iter(tracker.events.values()))}
+    (received,) = tracker.events.values()
+    assert [event["kind"] for event in received].count("hparams") == 1
+    events = {event.get("name", event["kind"]): event for event in received}
     assert set(events) >= {"hparams", "eval/before_after", "rows.jsonl", "adapter", "report", "model"}
     assert events["hparams"]["values"]["train.max_steps"] == 16
     assert "report_to" not in events["hparams"]["values"]
