@@ -95,6 +95,12 @@ def append_line(path: Path, line: str) -> None:
         os.close(descriptor)
 
 
+def open_log(path: Path) -> IO[bytes]:
+    """Open a log to append to, for a process whose output it is to hold."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.open("ab")
+
+
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder that becomes ``path`` when the block ends: every file synced, then one rename.

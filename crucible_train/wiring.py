@@ -4,9 +4,12 @@ Everything else works with ports. Each builder returns the port's type, and what
 at once: an adapter that is missing or half implemented is reported by name, not when a run first needs what it lacks.
 """
 
+import importlib.util
 import inspect
 import pkgutil
+import subprocess
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -27,10 +30,38 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# metrics.jsonl is written by every run; these are what can be had besides
+
+@dataclass(frozen=True, slots=True)
+class Tracker:
+    """A tracker that runs can be sent to.
+
+    Attributes:
+        target: its logger, as module:name; made without arguments.
+        library: what it needs to import.
+        extra: what of ``crucible-train`` to install for that; empty where nothing is needed.
+    """
+
+    target: str
+    library: str = ""
+    extra: str = ""
+
+
+# metrics.jsonl is written by every run; these are what can be had besides: in the process that trains ...
 LOGGERS: Mapping[str, str] = {
     "console": "crucible_train.adapters.loggers.console:ConsoleLogger",
 }
+_ADAPTERS = "crucible_train.adapters.loggers"
+# ... and in processes of their own
+TRACKERS: Mapping[str, Tracker] = {
+    "csv": Tracker(f"{_ADAPTERS}.csv_file:CSVLogger"),
+    "tensorboard": Tracker(f"{_ADAPTERS}.tensorboard_events:TensorBoardLogger", "tensorboard", "tensorboard"),
+    "wandb": Tracker(f"{_ADAPTERS}.wandb_runs:WandbLogger", "wandb", "wandb"),
+    "mlflow": Tracker(f"{_ADAPTERS}.mlflow_runs:MlflowLogger", "mlflow", "mlflow"),
+    "trackio": Tracker(f"{_ADAPTERS}.trackio_runs:TrackioLogger", "trackio", "trackio"),
+    "neptune": Tracker(f"{_ADAPTERS}.neptune_file:NeptuneLogger", "neptune_scale", "neptune"),
+}
+AUTO = "auto"
+"""In ``report_to``: the console, and MLflow where it is installed."""
 
 
 def blob_store(cache_dir: str) -> BlobStore:
@@ -54,9 +85,52 @@ def metrics_logger(names: Sequence[str], report: Callable[[str], None]) -> Metri
         ConfigError: a name is unknown or its library is missing.
     """
     from crucible_train.adapters.loggers.multiplex import MultiplexLogger
+    from crucible_train.adapters.loggers.replicated import ReplicatedLogger
 
-    made = {name: _logger(name) for name in names}
+    if problems := check_names(names):
+        raise ConfigError(problems)
+    made = {name: _logger(name) for name in resolved(names) if name in LOGGERS}
+    if trackers := tracker_names(names):
+        made["tracking"] = conforming(ReplicatedLogger(trackers), MetricsLogger, "tracking")
     return conforming(MultiplexLogger(made, report), MetricsLogger, "metrics logger")
+
+
+def tracker(name: str) -> MetricsLogger:
+    """The logger of a tracker, which sends what it is told.
+
+    Raises:
+        ConfigError: the name is unknown, its library is missing, or what it names is no logger.
+    """
+    if problems := [*check_names([name]), *([f"{name}: it is no tracker"] if name in (AUTO, *LOGGERS) else ())]:
+        raise ConfigError(problems)
+    target = TRACKERS[name].target if name in TRACKERS else name
+    try:
+        factory = pkgutil.resolve_name(target)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"report_to: {name} cannot be loaded: {error}") from error
+    return conforming(factory(), MetricsLogger, f"tracker {name}")
+
+
+def tracker_names(report_to: Sequence[str]) -> list[str]:
+    """Those of ``report_to`` that are sent to from a process of their own."""
+    return [name for name in resolved(report_to) if name not in LOGGERS]
+
+
+def resolved(report_to: Sequence[str]) -> list[str]:
+    """``report_to`` with ``auto`` replaced by what it stands for, each name once."""
+    auto = ["console", *(["mlflow"] if _is_installed("mlflow") else [])]
+    return list(dict.fromkeys(name for given in report_to for name in (auto if given == AUTO else [given])))
+
+
+def start_follower(run_dir: Path, replica: str, *words: str) -> "subprocess.Popen[bytes]":
+    """Start the process that sends a run to a tracker.
+
+    Raises:
+        OSError: no process started.
+    """
+    from crucible_train.adapters.loggers.replicated import start_follower as start
+
+    return start(run_dir, replica, *words)
 
 
 def hardware(config: EngineConfig) -> Hardware:
@@ -171,8 +245,30 @@ def downloaded_model(model: str) -> Path | None:
 
 def check_names(report_to: Sequence[str]) -> list[str]:
     """What is wrong with the names of adapters in a configuration, a line each."""
-    known = ", ".join(sorted(LOGGERS))
-    return [f"report_to: {name!r} is unknown; known are {known}" for name in report_to if name not in LOGGERS]
+    return [problem for name in report_to if (problem := _problem_of(name))]
+
+
+def _problem_of(name: str) -> str:
+    if name == AUTO or name in LOGGERS:
+        return ""
+    if ":" in name:
+        module = name.partition(":")[0]
+        return "" if _is_installed(module) else f"report_to: {name}: there is no module {module} that Python can import"
+    if name not in TRACKERS:
+        known = ", ".join(sorted({AUTO, *LOGGERS, *TRACKERS}))
+        return f"report_to: {name!r} is unknown; known are {known}, and module:Class for a logger of your own"
+    wanted = TRACKERS[name]
+    if wanted.library and not _is_installed(wanted.library):
+        return f'report_to: {name} needs the library {wanted.library}: pip install "crucible-train[{wanted.extra}]"'
+    return ""
+
+
+def _is_installed(module: str) -> bool:
+    """Whether Python can find a module; it is not imported, but for the packages it lies in."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False
 
 
 def local_cache() -> Path:
@@ -238,8 +334,6 @@ def _engine_settings(engine: EngineConfig, hardware: Hardware, state_dir: Path, 
 
 
 def _logger(name: str) -> MetricsLogger:
-    if name not in LOGGERS:
-        raise ConfigError(check_names([name]))
     try:
         factory = pkgutil.resolve_name(LOGGERS[name])
     except ImportError as error:

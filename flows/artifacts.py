@@ -2,15 +2,23 @@
 
 import base64
 import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from prefect.artifacts import acreate_image_artifact, acreate_markdown_artifact, acreate_table_artifact
+from prefect.artifacts import (
+    acreate_image_artifact,
+    acreate_link_artifact,
+    acreate_markdown_artifact,
+    acreate_table_artifact,
+)
 
 from crucible_train.stages.distill.package import DIVERGENCE_CURVE
 from crucible_train.stages.dpo.package import MARGIN_CURVE
 from crucible_train.stages.package import EVALUATION, LOSS_CURVE, SUMMARY_PAGE
 from crucible_train.stages.rl.package import REWARD_CURVE
+from crucible_train.tracking.ending import SentTo
 
 _MAX_CHARACTERS = 600
 _MAX_ROWS = 100
@@ -50,6 +58,21 @@ async def publish_dpo(folder: Path) -> None:
     rows = _margins(folder / EVALUATION / "results.jsonl")
     if rows:
         await acreate_table_artifact(rows, key="dpo-margins", description="held-out preferences, before and after")
+
+
+async def publish_trackers(sent: Sequence[SentTo]) -> None:
+    """Show where each tracker has the run, and what it lacks."""
+    if sent:
+        lines = [f"- {one.tracker}: {_where(one)}" + (f" (lacks {one.lacks})" if one.lacks else "") for one in sent]
+        await acreate_markdown_artifact("\n".join(lines), key="trackers", description="where the run is tracked")
+    for one in sent:
+        if one.url is not None and one.url.startswith("http"):
+            key = "tracker-" + re.sub(r"[^a-z0-9]+", "-", one.tracker.lower()).strip("-")
+            await acreate_link_artifact(one.url, link_text=one.tracker, key=key, description="the run there")
+
+
+def _where(sent: SentTo) -> str:
+    return f"<{sent.url}>" if sent.url else "in its own files"
 
 
 async def _publish(method: str, folder: Path, picture: Path, curve: str, what: str) -> None:

@@ -24,7 +24,8 @@ from crucible_train.stages import run_directory
 from crucible_train.stages.chat_format import settled
 from crucible_train.stages.distill.teachers import input_name
 from crucible_train.stages.distill.train import TrainDistill
-from flows.artifacts import publish_distill
+from crucible_train.tracking.ending import conclude
+from flows.artifacts import publish_distill, publish_trackers
 from flows.stopping import stoppable
 from flows.trained import Trained
 from tasks.distill import evaluate, package, train
@@ -67,4 +68,5 @@ async def distil(config: DistillConfig) -> Trained:
     is_new = run_directory.finish(run_dir, folder, config, refs | {"package": packaged.ref}, hardware, seconds)
     await publish_distill(folder)
     run_directory.report(run_dir, folder, is_new=is_new)
+    await publish_trackers(await conclude(run_dir, config))
     return Trained(run_dir, models["model"], trained, packaged.ref)

@@ -24,7 +24,8 @@ from crucible_train.recipes.dpo import DPOConfig
 from crucible_train.stages import run_directory
 from crucible_train.stages.chat_format import settled
 from crucible_train.stages.dpo.train import TrainDPO
-from flows.artifacts import publish_dpo
+from crucible_train.tracking.ending import conclude
+from flows.artifacts import publish_dpo, publish_trackers
 from flows.stopping import stoppable
 from flows.trained import Trained
 from tasks.dpo import evaluate, package, prepare_data, reference, render, train
@@ -67,4 +68,5 @@ async def learn_preferences(config: DPOConfig) -> Trained:
     is_new = run_directory.finish(run_dir, folder, config, refs | {"package": packaged.ref}, hardware, seconds)
     await publish_dpo(folder)
     run_directory.report(run_dir, folder, is_new=is_new)
+    await publish_trackers(await conclude(run_dir, config))
     return Trained(run_dir, model, trained, packaged.ref)

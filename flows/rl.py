@@ -22,7 +22,8 @@ from crucible_train.recipes.rl import RLConfig
 from crucible_train.stages import run_directory
 from crucible_train.stages.chat_format import settled
 from crucible_train.stages.rl.train import TrainRL
-from flows.artifacts import publish_rl
+from crucible_train.tracking.ending import conclude
+from flows.artifacts import publish_rl, publish_trackers
 from flows.stopping import stoppable
 from flows.trained import Trained
 from tasks.model import prepare_model
@@ -61,4 +62,5 @@ async def reinforce(config: RLConfig) -> Trained:
     is_new = run_directory.finish(run_dir, folder, config, refs | {"package": packaged.ref}, hardware, seconds)
     await publish_rl(folder)
     run_directory.report(run_dir, folder, is_new=is_new)
+    await publish_trackers(await conclude(run_dir, config))
     return Trained(run_dir, model, trained, packaged.ref)

@@ -23,7 +23,8 @@ from crucible_train.recipes.sft import SFTConfig
 from crucible_train.stages import run_directory
 from crucible_train.stages.chat_format import settled
 from crucible_train.stages.train import Train
-from flows.artifacts import publish_sft
+from crucible_train.tracking.ending import conclude
+from flows.artifacts import publish_sft, publish_trackers
 from flows.stopping import stoppable
 from flows.trained import Trained
 from tasks.model import prepare_model
@@ -64,4 +65,5 @@ async def fine_tune(config: SFTConfig) -> Trained:
     is_new = run_directory.finish(run_dir, folder, config, refs | {"package": packaged.ref}, hardware, seconds)
     await publish_sft(folder)
     run_directory.report(run_dir, folder, is_new=is_new)
+    await publish_trackers(await conclude(run_dir, config))
     return Trained(run_dir, model, trained, packaged.ref)

@@ -1,11 +1,13 @@
 """The composition root: what is missing or half implemented is told by name, at once."""
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from crucible_train import wiring
+from crucible_train.adapters.loggers.base import QuietLogger
 from crucible_train.errors import ConfigError
 from crucible_train.ports import MetricsLogger, SamplingClient
 
@@ -67,10 +69,8 @@ def test_what_an_adapter_lacks_is_named(adapter: Any, told: str) -> None:
 
 
 def test_an_async_method_where_the_port_has_a_plain_one_is_named() -> None:
-    class Late:
-        def start(self, run: Any) -> None: ...
-        async def log_metrics(self, metrics: Any, step: int) -> None: ...
-        def finish(self, status: Any) -> None: ...
+    class Late(QuietLogger):
+        async def log_metrics(self, metrics: Any, step: int) -> None: ...  # type: ignore[override]
 
     with pytest.raises(ConfigError, match=r"adapter Late: MetricsLogger.log_metrics must not be async"):
         wiring.conforming(Late(), MetricsLogger, "logger late")
@@ -84,7 +84,9 @@ def test_a_port_that_is_not_set_is_a_configuration_error_that_names_the_field() 
 
 
 def test_an_unknown_logger_is_answered_with_those_that_are_known() -> None:
-    with pytest.raises(ConfigError, match=r"^report_to: 'wandbb' is unknown; known are console$"):
+    with pytest.raises(
+        ConfigError, match=r"^report_to: 'wandbb' is unknown; known are auto, console, csv, .*module:Class"
+    ):
         wiring.metrics_logger(["console", "wandbb"], pytest.fail)
 
 
@@ -93,6 +95,41 @@ def test_a_logger_whose_library_is_missing_says_so(target: str, monkeypatch: pyt
     monkeypatch.setattr(wiring, "LOGGERS", {**wiring.LOGGERS, "elsewhere": target})
     with pytest.raises(ConfigError, match=r"^report_to: elsewhere needs a library that is not installed: No module"):
         wiring.metrics_logger(["elsewhere"], pytest.fail)
+
+
+def test_a_tracker_whose_extra_is_missing_names_it_without_importing_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+    absent = wiring.Tracker("no_such_library.loggers:Logger", "no_such_library", "absent")
+    monkeypatch.setattr(wiring, "TRACKERS", {**wiring.TRACKERS, "absent": absent})
+    told = 'report_to: absent needs the library no_such_library: pip install "crucible-train[absent]"'
+    assert wiring.check_names(["console", "absent", "csv", "auto"]) == [told]
+    with pytest.raises(ConfigError) as caught:
+        wiring.metrics_logger(["absent"], pytest.fail)
+    assert str(caught.value) == told
+
+
+def test_auto_is_the_console_and_mlflow_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    for is_there, names in ((True, ["console", "mlflow"]), (False, ["console"])):
+        monkeypatch.setattr(wiring, "_is_installed", lambda _, is_there=is_there: is_there)
+        assert wiring.resolved(["auto"]) == names
+    assert wiring.resolved(["csv", "auto", "console"]) == ["csv", "console"]
+    assert wiring.tracker_names(["console", "csv"]) == ["csv"]
+
+
+@pytest.mark.parametrize("name", sorted(wiring.TRACKERS))
+def test_every_tracker_that_is_installed_conforms(name: str) -> None:
+    if wiring.check_names([name]):
+        pytest.skip("its extra is not installed")
+    if importlib.util.find_spec(wiring.TRACKERS[name].target.partition(":")[0]) is None:
+        pytest.skip("its adapter is not there yet")
+    assert isinstance(wiring.tracker(name), MetricsLogger)
+
+
+def test_a_logger_of_ones_own_is_named_by_module_and_class() -> None:
+    assert wiring.check_names(["tests.tracking.http_tracker:HttpTracker"]) == []
+    assert isinstance(wiring.tracker("tests.tracking.http_tracker:HttpTracker"), MetricsLogger)
+    assert wiring.check_names(["no.such:Logger"]) == [
+        "report_to: no.such:Logger: there is no module no.such that Python can import"
+    ]
 
 
 def test_a_half_implemented_logger_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ every flow may count on.
 from typing import TYPE_CHECKING
 
 from crucible_train.config.base import Section
-from crucible_train.config.sections import ChatFormatConfig, CheckpointConfig, EngineConfig, PeftConfig
+from crucible_train.config.sections import ChatFormatConfig, CheckpointConfig, EngineConfig, PeftConfig, TrackingConfig
 
 
 class RunConfig(Section):
@@ -24,3 +24,4 @@ class RunConfig(Section):
         peft: PeftConfig
         engine: EngineConfig
         checkpoint: CheckpointConfig
+        tracking: TrackingConfig

@@ -175,9 +175,29 @@ class CheckpointConfig(Section):
     save_minutes: float = option(
         10.0, "save when this many minutes have passed since the last; 0 never", ge=0, advanced=True
     )
-    save_total_limit: int = option(2, "checkpoints kept besides the best one, 1 or more", ge=1)
+    save_total_limit: int = option(2, "checkpoints kept besides the best one, 1 or more", ge=1, advanced=True)
     resume_from_checkpoint: str = option("auto", "auto goes on from the newest good one; never starts anew; or a path")
     load_best_model_at_end: bool = option(False, "publish the best checkpoint, not the last", advanced=True)
+
+
+class TrackingConfig(Section):
+    """What trackers are told of a run besides its numbers. It changes nothing that is computed."""
+
+    project: str = option(
+        "crucible-train", "project or experiment that runs are listed under", advanced=True, min_length=1
+    )
+    name: str | None = option(None, "what the run is called there; null takes the run's id", advanced=True)
+    group: str | None = option(None, "what it belongs to, such as one comparison; null for none", advanced=True)
+    tags: list[str] = option([], "words to find it by", advanced=True)
+    notes: str = option("", "a remark", advanced=True)
+    artifacts: Literal["adapter", "none", "all"] = option(
+        "adapter",
+        "what is uploaded at the end: the adapter and the report, no file, or all that is published",
+        advanced=True,
+    )
+    finish_wait_s: float = option(
+        30.0, "seconds a finished run waits for its trackers, 0 or more; then it ends without them", ge=0, advanced=True
+    )
 
 
 __all__ = [
@@ -190,5 +210,6 @@ __all__ = [
     "OptimConfig",
     "PeftConfig",
     "PreferenceDataConfig",
+    "TrackingConfig",
     "TrainOn",
 ]

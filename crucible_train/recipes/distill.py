@@ -22,7 +22,7 @@ from pydantic import ValidationError, model_validator
 from crucible_train import files
 from crucible_train.config.base import option
 from crucible_train.config.run_config import RunConfig
-from crucible_train.config.sections import CheckpointConfig, EngineConfig, PeftConfig
+from crucible_train.config.sections import CheckpointConfig, EngineConfig, PeftConfig, TrackingConfig
 from crucible_train.distill.config import LessonConfig, TeacherConfig
 from crucible_train.distill.lessons import lesson
 from crucible_train.distill.pairs import Pair, first_prompt, pairs_of
@@ -87,7 +87,12 @@ class DistillConfig(RunConfig):
     output_dir: str = option("runs", "folder that holds the run folders")
     run_name: str | None = option(None, "name in front of the run's id; null makes one of model and environment")
     seed: int = option(0, "decides the problems, their order and every draw; 0 to 4294967295", ge=0, le=2**32 - 1)
-    report_to: list[str] = option(["console"], "where metrics go besides metrics.jsonl", advanced=True)
+    report_to: list[str] = option(
+        ["auto"],
+        "where metrics go besides metrics.jsonl: console, csv, tensorboard, wandb, mlflow, trackio, neptune; auto is "
+        "the console, and mlflow where it is installed",
+        advanced=True,
+    )
     cache_dir: str = option(
         "~/.cache/crucible_train", "store of cached artifacts: a folder or any fsspec URL", advanced=True
     )
@@ -100,6 +105,7 @@ class DistillConfig(RunConfig):
     engine: EngineConfig = option(EngineConfig(), "how it is computed")
     eval: DistillEvalConfig = option(DistillEvalConfig(), "what is measured")
     checkpoint: CheckpointConfig = option(CheckpointConfig(), "what is kept")
+    tracking: TrackingConfig = option(TrackingConfig(), "what trackers are told")
 
     @model_validator(mode="after")
     def _check(self) -> Self:

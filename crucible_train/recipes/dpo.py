@@ -14,7 +14,13 @@ from collections.abc import Mapping
 
 from crucible_train.config.base import option
 from crucible_train.config.run_config import RunConfig
-from crucible_train.config.sections import CheckpointConfig, EngineConfig, PeftConfig, PreferenceDataConfig
+from crucible_train.config.sections import (
+    CheckpointConfig,
+    EngineConfig,
+    PeftConfig,
+    PreferenceDataConfig,
+    TrackingConfig,
+)
 from crucible_train.data.batching import BatchPlan
 from crucible_train.errors import ConfigError
 from crucible_train.loop.run import TrainingRun, unbroken
@@ -36,7 +42,12 @@ class DPOConfig(RunConfig):
     output_dir: str = option("runs", "folder that holds the run folders")
     run_name: str | None = option(None, "name in front of the run's id; null makes one of model and data")
     seed: int = option(0, "decides the split, the order and every draw; 0 to 4294967295", ge=0, le=2**32 - 1)
-    report_to: list[str] = option(["console"], "where metrics go besides metrics.jsonl", advanced=True)
+    report_to: list[str] = option(
+        ["auto"],
+        "where metrics go besides metrics.jsonl: console, csv, tensorboard, wandb, mlflow, trackio, neptune; auto is "
+        "the console, and mlflow where it is installed",
+        advanced=True,
+    )
     cache_dir: str = option(
         "~/.cache/crucible_train", "store of cached artifacts: a folder or any fsspec URL", advanced=True
     )
@@ -47,6 +58,7 @@ class DPOConfig(RunConfig):
     engine: EngineConfig = option(EngineConfig(), "how it is computed")
     eval: DPOEvalConfig = option(DPOEvalConfig(), "what is measured")
     checkpoint: CheckpointConfig = option(CheckpointConfig(), "what is kept")
+    tracking: TrackingConfig = option(TrackingConfig(), "what trackers are told")
 
 
 async def train(

@@ -6,7 +6,7 @@ from pydantic import model_validator
 
 from crucible_train.config.base import Section, option
 from crucible_train.config.run_config import RunConfig
-from crucible_train.config.sections import OptimConfig
+from crucible_train.config.sections import OptimConfig, TrackingConfig
 from crucible_train.errors import ConfigError
 from crucible_train.recipes.dpo import DPOConfig
 from crucible_train.recipes.rl import RLConfig
@@ -14,7 +14,7 @@ from crucible_train.recipes.sft import SFTConfig
 
 Method = Literal["sft", "dpo", "rl"]
 StageName = Literal["sft", "dpo", "rl", "evaluate"]
-_SHARED = ("model", "output_dir", "run_name", "seed", "report_to", "cache_dir")
+_SHARED = ("model", "output_dir", "run_name", "seed", "report_to", "tracking", "cache_dir")
 
 
 class PostTrainConfig(Section):
@@ -30,10 +30,16 @@ class PostTrainConfig(Section):
     output_dir: str = option("runs", "folder that holds the run folders")
     run_name: str | None = option(None, "name in front of the ids of the runs; null makes one of the model")
     seed: int = option(0, "decides every split, order and draw; 0 to 4294967295", ge=0, le=2**32 - 1)
-    report_to: list[str] = option(["console"], "where metrics go besides metrics.jsonl", advanced=True)
+    report_to: list[str] = option(
+        ["auto"],
+        "where metrics go besides metrics.jsonl: console, csv, tensorboard, wandb, mlflow, trackio, neptune; auto is "
+        "the console, and mlflow where it is installed",
+        advanced=True,
+    )
     cache_dir: str = option(
         "~/.cache/crucible_train", "store of cached artifacts: a folder or any fsspec URL", advanced=True
     )
+    tracking: TrackingConfig = option(TrackingConfig(), "what trackers are told")
     sft: SFTConfig = option(SFTConfig(train=OptimConfig(max_steps=12)), "supervised fine-tuning")
     dpo: DPOConfig = option(DPOConfig(), "learning from preferences")
     rl: RLConfig = option(RLConfig(), "reinforcement learning")
@@ -63,5 +69,7 @@ def chained(config: PostTrainConfig, method: Method, number: int, model: str) ->
     if method not in get_args(Method):
         raise ConfigError(f"stages: {method!r} is unknown")
     given = {field: getattr(config, field) for field in _SHARED}
-    name = f"{config.run_name or 'post-train'}-{number}-{method}"
+    chain = config.run_name or "post-train"
+    given["tracking"] = config.tracking.model_copy(update={"group": config.tracking.group or chain})
+    name = f"{chain}-{number}-{method}"
     return getattr(config, method).model_copy(update=given | {"model": model, "run_name": name})

@@ -18,7 +18,7 @@ from pydantic import model_validator
 from crucible_train import files
 from crucible_train.config.base import option
 from crucible_train.config.run_config import RunConfig
-from crucible_train.config.sections import CheckpointConfig, EngineConfig, PeftConfig
+from crucible_train.config.sections import CheckpointConfig, EngineConfig, PeftConfig, TrackingConfig
 from crucible_train.errors import ConfigError
 from crucible_train.loop.run import TrainingRun
 from crucible_train.loop.training import StepDone, TrainingLoop, TrainingResult, adam_params, schedule_of
@@ -57,7 +57,12 @@ class RLConfig(RunConfig):
     output_dir: str = option("runs", "folder that holds the run folders")
     run_name: str | None = option(None, "name in front of the run's id; null makes one of model and environment")
     seed: int = option(0, "decides the problems, their order and every draw; 0 to 4294967295", ge=0, le=2**32 - 1)
-    report_to: list[str] = option(["console"], "where metrics go besides metrics.jsonl", advanced=True)
+    report_to: list[str] = option(
+        ["auto"],
+        "where metrics go besides metrics.jsonl: console, csv, tensorboard, wandb, mlflow, trackio, neptune; auto is "
+        "the console, and mlflow where it is installed",
+        advanced=True,
+    )
     cache_dir: str = option(
         "~/.cache/crucible_train", "store of cached artifacts: a folder or any fsspec URL", advanced=True
     )
@@ -70,6 +75,7 @@ class RLConfig(RunConfig):
     engine: EngineConfig = option(EngineConfig(), "how it is computed")
     eval: RLEvalConfig = option(RLEvalConfig(), "what is measured")
     checkpoint: CheckpointConfig = option(CheckpointConfig(), "what is kept")
+    tracking: TrackingConfig = option(TrackingConfig(), "what trackers are told")
     num_logged_groups: int = option(
         2, "groups of each logged step that the report shows answer by answer, 0 or more", ge=0, advanced=True
     )

@@ -20,6 +20,7 @@ from crucible_train.config.sections import (
     EvalConfig,
     OptimConfig,
     PeftConfig,
+    TrackingConfig,
 )
 from crucible_train.data.batching import BatchPlan
 from crucible_train.data.examples import Example, normalised
@@ -45,7 +46,12 @@ class SFTConfig(RunConfig):
     output_dir: str = option("runs", "folder that holds the run folders")
     run_name: str | None = option(None, "name in front of the run's id; null makes one of model and data")
     seed: int = option(0, "decides the split, the order and every draw; 0 to 4294967295", ge=0, le=2**32 - 1)
-    report_to: list[str] = option(["console"], "where metrics go besides metrics.jsonl", advanced=True)
+    report_to: list[str] = option(
+        ["auto"],
+        "where metrics go besides metrics.jsonl: console, csv, tensorboard, wandb, mlflow, trackio, neptune; auto is "
+        "the console, and mlflow where it is installed",
+        advanced=True,
+    )
     cache_dir: str = option(
         "~/.cache/crucible_train", "store of cached artifacts: a folder or any fsspec URL", advanced=True
     )
@@ -55,6 +61,7 @@ class SFTConfig(RunConfig):
     engine: EngineConfig = option(EngineConfig(), "how it is computed")
     eval: EvalConfig = option(EvalConfig(), "what is measured")
     checkpoint: CheckpointConfig = option(CheckpointConfig(), "what is kept")
+    tracking: TrackingConfig = option(TrackingConfig(), "what trackers are told")
 
 
 async def train(

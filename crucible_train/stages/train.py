@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from crucible_train import checkpoints, files, terminal, wiring
-from crucible_train.config.redaction import redacted
 from crucible_train.config.run_config import RunConfig
 from crucible_train.data.rendering import TRAIN
 from crucible_train.data.tables import Examples
@@ -15,9 +14,10 @@ from crucible_train.evaluation.nll import nll_metrics, read_measured, write_meas
 from crucible_train.loop.run import TrainingRun
 from crucible_train.loop.training import TrainingResult, peak_rate
 from crucible_train.metrics_file import METRICS_FILE
-from crucible_train.ports import MetricsLogger, ModelInfo, RunInfo, RunStatus, TrainingClient
+from crucible_train.ports import MetricsLogger, ModelInfo, RunStatus, TrainingClient
 from crucible_train.recipes.sft import SFTConfig, plan_of, train
 from crucible_train.renderers.record import RECORD_FILE
+from crucible_train.stages import tracked
 from crucible_train.stages.base import Stage
 from crucible_train.stages.chat_format import renderer_record
 from crucible_train.stages.held_out import HeldOutRows
@@ -52,6 +52,7 @@ class Train(Stage[SFTConfig]):
         "engine",
         "checkpoint",
         "report_to",
+        "tracking",
         "data.eval_split",
         "data.renderer",
         "data.renderer_options",
@@ -113,7 +114,7 @@ class Train(Stage[SFTConfig]):
         num_steps = plan_of(config, len(examples)).num_steps
 
         def on_start(step: int) -> None:
-            logger.start(RunInfo(self._run_dir.name, self._run_dir, redacted(self._whole_config), num_steps, step))
+            tracked.start(logger, self._whole_config, self._run_dir, num_steps, step)
 
         kept = {RECORD_FILE: renderer_record(config, inputs["model"], client.tokenizer()).to_bytes()}
         run = TrainingRun(self._run_dir, client, logger, config.checkpoint, _report, on_start, kept)

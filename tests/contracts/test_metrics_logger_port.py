@@ -5,21 +5,27 @@ import pytest
 from crucible_train import wiring
 from crucible_train.adapters.loggers.base import QuietLogger
 from crucible_train.adapters.loggers.console import ConsoleLogger
+from crucible_train.adapters.loggers.csv_file import CSVLogger
 from crucible_train.adapters.loggers.multiplex import MultiplexLogger
+from crucible_train.adapters.loggers.replicated import ReplicatedLogger
+from crucible_train.adapters.loggers.tensorboard_events import TensorBoardLogger
 from crucible_train.ports import METRIC_AREAS, MetricsLogger, RunInfo
 
 
-@pytest.fixture(params=["console", "multiplex"])
+@pytest.fixture(params=["console", "multiplex", "replicated", "csv", "tensorboard"])
 def logger(request, tmp_path) -> MetricsLogger:
     made = {
         "console": ConsoleLogger,
+        "replicated": lambda: ReplicatedLogger(["csv"], lambda *_: None),
+        "csv": CSVLogger,
+        "tensorboard": TensorBoardLogger,
         "multiplex": lambda: MultiplexLogger({"console": ConsoleLogger(), "quiet": QuietLogger()}, pytest.fail),
     }[request.param]()
     return wiring.conforming(made, MetricsLogger, request.param)
 
 
 def run_info(tmp_path, num_steps=16, first_step=0) -> RunInfo:
-    return RunInfo("run", tmp_path, {"seed": 0, "password": None}, num_steps, first_step)
+    return RunInfo("run", tmp_path / "run", {"seed": 0, "password": None}, num_steps, first_step)
 
 
 def test_every_area_alone_may_be_reported(logger, tmp_path):
@@ -62,10 +68,10 @@ def test_a_run_may_be_finished_twice_and_the_second_time_adds_nothing(logger, tm
     logger.start(run_info(tmp_path))
     logger.log_metrics({"train/loss": 1.0}, 1)
     logger.finish(status)
-    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     capsys.readouterr()
     logger.finish(status)
-    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     assert capsys.readouterr() == ("", "")
 
 
@@ -80,5 +86,5 @@ def test_the_configured_loggers_are_joined_and_an_unknown_name_is_answered_with_
     joined = wiring.metrics_logger(list(wiring.LOGGERS), pytest.fail)
     joined.start(run_info(tmp_path))
     joined.finish("done")
-    with pytest.raises(ConfigError, match="report_to: 'consol' is unknown; known are console"):
+    with pytest.raises(ConfigError, match="report_to: 'consol' is unknown; known are auto, console, csv"):
         wiring.metrics_logger(["consol"], pytest.fail)

@@ -125,6 +125,7 @@ def _words(model: Path, rows: Path) -> tuple[str, ...]:
         f"model={model}",
         f"dataset={rows}",
         "cache_dir=cache",
+        "report_to=[console]",
         "data.eval_split=0.25",
         "train.learning_rate=1e-3",
         "train.max_steps=16",

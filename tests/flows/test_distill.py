@@ -15,6 +15,7 @@ def config_of(tiny_model: Path, folder: Path, *changes: str) -> DistillConfig:
     words = [
         f"model={tiny_model}",
         f"cache_dir={folder / 'cache'}",
+        "report_to=[console]",
         f"output_dir={folder / 'runs'}",
         "env.options.num_held_out=4",
         "rollout.max_tokens=4",

@@ -19,6 +19,7 @@ ORDER = ["prepare model", "evaluate before", "train", "evaluate after", "package
 FOUND, MADE = "Cached", "Completed"
 WORDS = (
     "cache_dir=cache",
+    "report_to=[console]",
     "env.options={num_held_out: 4}",
     "rollout.max_tokens=4",
     "rollout.temperature=30",

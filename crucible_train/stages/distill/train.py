@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from crucible_train import files, terminal, wiring
-from crucible_train.config.redaction import redacted
 from crucible_train.loop.run import TrainingRun
 from crucible_train.loop.training import TrainingResult, peak_rate
 from crucible_train.metrics_file import METRICS_FILE
-from crucible_train.ports import MetricsLogger, RunInfo, RunStatus, TrainingClient
+from crucible_train.ports import MetricsLogger, RunStatus, TrainingClient
 from crucible_train.recipes.distill import DistillConfig, Surroundings, train
 from crucible_train.renderers.record import RECORD_FILE
 from crucible_train.rl.held_out import held_out_metrics, play_held_out
+from crucible_train.stages import tracked
 from crucible_train.stages.base import Stage
 from crucible_train.stages.chat_format import renderer_record
 from crucible_train.stages.distill.evaluate import measured_as
@@ -49,7 +49,7 @@ class TrainDistill(Stage[DistillConfig]):
         "engine.activation_checkpointing",
         "checkpoint.load_best_model_at_end",
     )
-    uses = ("engine", "checkpoint", "report_to")
+    uses = ("engine", "checkpoint", "report_to", "tracking")
     code = (
         *PROBLEM_CODE,
         "distill",
@@ -107,7 +107,7 @@ class TrainDistill(Stage[DistillConfig]):
         trace = Trace()
 
         def on_start(step: int) -> None:
-            logger.start(RunInfo(self._run_dir.name, self._run_dir, redacted(self._whole_config), num_steps, step))
+            tracked.start(logger, self._whole_config, self._run_dir, num_steps, step)
 
         async def evaluate(_step: int) -> Mapping[str, float]:
             with trace.span("evaluate", "training"):

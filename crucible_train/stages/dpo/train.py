@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from crucible_train import files, terminal, wiring
-from crucible_train.config.redaction import redacted
 from crucible_train.data.rendering import TRAIN, VALIDATION
 from crucible_train.loop.run import TrainingRun
 from crucible_train.loop.training import TrainingResult
 from crucible_train.metrics_file import METRICS_FILE
-from crucible_train.ports import MetricsLogger, RunInfo, RunStatus, TrainingClient
+from crucible_train.ports import MetricsLogger, RunStatus, TrainingClient
 from crucible_train.preference.measuring import measure, preference_metrics, write_measured
 from crucible_train.recipes.dpo import DPOConfig, peak_rate, plan_of, train
 from crucible_train.renderers.record import RECORD_FILE
+from crucible_train.stages import tracked
 from crucible_train.stages.base import Stage
 from crucible_train.stages.chat_format import renderer_record
 from crucible_train.stages.dpo.evaluate import MEASURED
@@ -39,7 +39,7 @@ class TrainDPO(Stage[DPOConfig]):
         "engine.activation_checkpointing",
         "checkpoint.load_best_model_at_end",
     )
-    uses = ("engine", "checkpoint", "report_to", "data.renderer", "data.renderer_options")
+    uses = ("engine", "checkpoint", "report_to", "tracking", "data.renderer", "data.renderer_options")
     code = (
         "recipes.dpo",
         "preference",
@@ -102,7 +102,7 @@ class TrainDPO(Stage[DPOConfig]):
         num_steps = plan_of(config, len(pairs)).num_steps
 
         def on_start(step: int) -> None:
-            logger.start(RunInfo(self._run_dir.name, self._run_dir, redacted(self._whole_config), num_steps, step))
+            tracked.start(logger, self._whole_config, self._run_dir, num_steps, step)
 
         kept = {RECORD_FILE: renderer_record(config, inputs["model"], client.tokenizer()).to_bytes()}
         kept |= reference_record(inputs)

@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 
 from crucible_train import files, terminal, wiring
-from crucible_train.config.redaction import redacted
 from crucible_train.config.sections import PeftConfig
 from crucible_train.loop.run import Cadence, TrainingRun
 from crucible_train.loop.training import TrainingResult
 from crucible_train.metrics_file import METRICS_FILE, read_metrics
-from crucible_train.ports import MetricsLogger, RunInfo, RunStatus, TrainingClient
+from crucible_train.ports import MetricsLogger, RunStatus, TrainingClient
 from crucible_train.recipes.rl import RLConfig, peak_rate, train
 from crucible_train.renderers.record import RECORD_FILE
 from crucible_train.rl.batch import ScoredGroup
@@ -24,6 +23,7 @@ from crucible_train.rl.config import RLEvalConfig
 from crucible_train.rl.held_out import held_out_metrics, play_held_out
 from crucible_train.rl.problem_set import ProblemSet
 from crucible_train.rl.update import Reference, Surroundings
+from crucible_train.stages import tracked
 from crucible_train.stages.base import Stage
 from crucible_train.stages.chat_format import renderer_record
 from crucible_train.stages.publishing import open_client, publish_weights, what_is_trained
@@ -55,7 +55,7 @@ class TrainRL(Stage[RLConfig]):
         "engine.activation_checkpointing",
         "checkpoint.load_best_model_at_end",
     )
-    uses = ("engine", "checkpoint", "report_to", "eval.temperature")
+    uses = ("engine", "checkpoint", "report_to", "tracking", "eval.temperature")
     code = (
         *PROBLEM_CODE,
         "recipes.rl",
@@ -125,7 +125,7 @@ class TrainRL(Stage[RLConfig]):
         trace = Trace()
 
         def on_start(step: int) -> None:
-            logger.start(RunInfo(self._run_dir.name, self._run_dir, redacted(self._whole_config), num_steps, step))
+            tracked.start(logger, self._whole_config, self._run_dir, num_steps, step)
 
         async def evaluate(_step: int) -> Mapping[str, float]:
             with trace.span("evaluate", "training"):

@@ -1,0 +1,112 @@
+"""The side of experiment tracking that lives in the training process: it writes a journal, and waits for nothing.
+
+A process for each tracker, the follower, reads ``metrics.jsonl`` and the journal and sends what they hold. Whatever a
+tracker does, it does it there.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import crucible_train
+from crucible_train import files, journal
+from crucible_train.adapters.loggers.base import QuietLogger
+from crucible_train.ports import Cell, LoggedArtifact, Opened, RunInfo, RunStatus
+
+_COMMAND = ("-m", "crucible_train.tracking", "follow")
+
+
+class ReplicatedLogger(QuietLogger):
+    """Writes down what trackers are to have and starts a follower for each; metrics are in the run's files already."""
+
+    def __init__(self, trackers: Sequence[str], start_follower: Callable[[Path, str], object] | None = None) -> None:
+        """Replicate to trackers by name; ``start_follower`` is given the run directory and a name."""
+        self._trackers = tuple(trackers)
+        self._start_follower = start_follower or _started
+        self._run_dir: Path | None = None
+        self._journal: journal.Journal | None = None
+        self._copying = ThreadPoolExecutor(1, thread_name_prefix="crucible-pictures")
+        self._copies: list[Future[None]] = []
+
+    def start(self, run: RunInfo) -> Opened:
+        """Write what the run is and start the followers.
+
+        Raises:
+            OSError: the folder cannot be written, or no process started.
+        """
+        self._run_dir = run.run_dir
+        self._journal = journal.Journal(run.run_dir)
+        journal.begin(run, self._trackers, "training")
+        for name in self._trackers:
+            self._start_follower(run.run_dir, name)
+        return Opened()
+
+    def log_hparams(self, values: Mapping[str, Cell]) -> None:
+        """Note the settings."""
+        self._noted.add("hparams", values=dict(values))
+
+    def log_text(self, name: str, text: str, step: int) -> None:
+        """Note a text."""
+        self._noted.add("text", name=name, text=text, step=step)
+
+    def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], step: int) -> None:
+        """Note a table."""
+        self._noted.add("table", name=name, columns=list(columns), rows=[list(row) for row in rows], step=step)
+
+    def log_image(self, name: str, path: Path, step: int) -> None:
+        """Have a picture copied; the copy may be made after the call, so the file must stay until ``flush``."""
+        self._copies.append(self._copying.submit(self._noted.add_image, name, path, step))
+
+    def log_artifact(self, artifact: LoggedArtifact) -> None:
+        """Note an artifact."""
+        self._noted.add_artifact(artifact)
+
+    def link(self, name: str, url: str) -> None:
+        """Note an address."""
+        self._noted.add("link", name=name, url=url)
+
+    def flush(self) -> None:
+        """Wait for pictures that are being copied."""
+        copies, self._copies = self._copies, []
+        for copy in copies:
+            copy.result()
+
+    def finish(self, status: RunStatus) -> None:
+        """Tell the followers that no step will come, or that the run broke off; they go on by themselves."""
+        if self._run_dir is not None:
+            self.flush()
+            journal.set_phase(self._run_dir, "trained" if status == "done" else "failed")
+            self._run_dir = None
+
+    @property
+    def _noted(self) -> journal.Journal:
+        assert self._journal is not None, "the run has not started"
+        return self._journal
+
+
+def start_follower(run_dir: Path, replica: str, *words: str) -> "subprocess.Popen[bytes]":
+    """Start the process that sends a run to a tracker. It reads no terminal and writes to ``tracking/REPLICA.log``.
+
+    Raises:
+        OSError: no process started.
+    """
+    log = run_dir / journal.FOLDER / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', replica)}.log"
+    root = str(Path(crucible_train.__file__).parents[1])
+    places = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    with files.open_log(log) as output:
+        return subprocess.Popen(
+            [sys.executable, *_COMMAND, str(run_dir.absolute()), replica, *words],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(places)},
+            start_new_session=True,
+        )
+
+
+def _started(run_dir: Path, replica: str) -> None:
+    start_follower(run_dir, replica, "--parent", str(os.getpid()))

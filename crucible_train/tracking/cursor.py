@@ -1,0 +1,53 @@
+"""How far a tracker has come: ``tracking/NAME.json`` of a run directory, written when what was sent is safe."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from crucible_train import files
+
+State = Literal["new", "sending", "unavailable", "refused", "left", "done"]
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """What a tracker holds of a run.
+
+    Attributes:
+        tracker: its name in ``report_to``.
+        tracker_id: what the run is called there.
+        url: where a person finds it; None where there is no such page, or it is not known yet.
+        last_step: the newest step that is safe there; -1 for none.
+        num_events: how many of the journal's events are done with, from its beginning.
+        state: ``done`` when all of a finished run is there, ``left`` when nothing more could be sent yet,
+            ``unavailable`` and ``refused`` when the last try failed.
+        problem: why, in a line without secrets.
+        left_out: the last event that the tracker has no way to take, and why.
+    """
+
+    tracker: str
+    tracker_id: str
+    url: str | None = None
+    last_step: int = -1
+    num_events: int = 0
+    state: State = "new"
+    problem: str | None = None
+    left_out: str | None = None
+
+
+def read_cursor(path: Path) -> Cursor | None:
+    """What stands in the file; None where there is none, or it is damaged."""
+    values = files.read_json(path)
+    try:
+        return Cursor(**values) if isinstance(values, dict) else None
+    except TypeError:
+        return None
+
+
+def write_cursor(path: Path, cursor: Cursor) -> None:
+    """Write it, whole or not at all.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    files.write_json(path, asdict(cursor))
