@@ -17,7 +17,7 @@ URL = "https://me:hunter2@example.org/rows.jsonl"
     [
         ({"dataset": URL}, "env.options.dataset"),
         ({"files": ["a.jsonl", URL]}, "env.options.files[1]"),
-        ({"server": {"headers": [{"value": "Bearer abcdef123456"}]}}, "env.options.server.headers[0].value"),
+        ({"server": {"headers": ["a", "Bearer abcdef123456"]}}, "env.options.server.headers[1]"),
     ],
 )
 def test_a_secret_is_found_at_any_depth(options: dict[str, Any], field: str) -> None:
