@@ -140,6 +140,14 @@ def hardware(config: EngineConfig) -> Hardware:
     return choose_hardware(config.device, config.precision, config.num_threads, local_cache())
 
 
+def machine_load() -> Callable[[], Mapping[str, float]]:
+    """What tells, without waiting, how busy the machine is."""
+    from crucible_train.adapters.machine_load import MachineLoad
+    from crucible_train.adapters.torch_local.gpu_load import gpu_load
+
+    return MachineLoad(gpu_load).newest
+
+
 def training_client(
     model_dir: Path,
     peft: PeftConfig,

@@ -34,6 +34,13 @@ _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
 
 _USER_INFO = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://[^/\s:@]*):[^/\s]+@")
 _ASSIGNMENT = re.compile(r"([?&;#]?)\b([A-Za-z][\w.-]*)=([^&\s#;,'\"]+)")
+_LONE_USER = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)(?=[^/\s:@]*[0-9])[^/\s:@]{16,}@")
+_ENCODED_USER_INFO = re.compile(r"(?i)([a-z][a-z0-9+.-]*%3A%2F%2F[\w.~-]*)%3A(?:(?!%2F)[\w.~%-])+%40")
+_ENCODED_ASSIGNMENT = re.compile(r"(?i)((?:%3F|%26|%3B|%23))([a-z][a-z0-9_.-]*)%3D((?:(?!%26|%23|%3B)[\w.~%+-])+)")
+_NAMED = re.compile(  # without quotes, one word that ends its line: "hf_token: it is missing" is a remark
+    r"""(["']?)\b([A-Za-z][\w.-]*)\1:\s*("[^"]*"|'[^']*'|[^\s,;}\]"'\[{]+(?=[ \t]*(?:$|[\r\n,;}\]])))"""
+)
+_COOKIE = re.compile(r"(?i)\b((?:set-)?cookie\s*[:=]\s*)[^\r\n]+")
 _AUTHORIZATION = re.compile(r"(?i)\b(authorization\s*[:=]\s*)(\w+\s+)?\S+")
 _BARE_SECRETS = re.compile(
     r"""
@@ -43,6 +50,10 @@ _BARE_SECRETS = re.compile(
         | sk-(?:(?=[A-Za-z_-]*[0-9])[A-Za-z0-9_-]{8,}|[A-Za-z0-9_-]{16,})
         | (?:AKIA|ASIA)[A-Z0-9]{12,}
         | (?:gh[oprsu]_|github_pat_|glpat-|xox[abprs]-|AIza)[A-Za-z0-9_-]{16,}
+        | (?:xapp-|wandb_v1_|npm_|pypi-)(?=[A-Za-z_-]*[0-9])[A-Za-z0-9_-]{16,}
+        | (?<=hooks\.slack\.com/services/)[A-Za-z0-9/]+
+        | eyJ[A-Za-z0-9_-]{32,}={0,2}(?![A-Za-z0-9_.-])             # Neptune: JSON in base 64
+        | Basic\s+(?=[A-Za-z]*[0-9=])[A-Za-z0-9+/]{8,}={0,2}
         | eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]+  # JSON web token
         | [Bb]earer\s+(?:(?=[A-Za-z._~+/=-]*[0-9])[A-Za-z0-9._~+/=-]{8,}|[A-Za-z0-9._~+/=-]{16,})
       )
@@ -96,8 +107,13 @@ def is_private_name(name: str) -> bool:
 def hide_secrets(text: str) -> str:
     """``text`` with what looks like a secret replaced: passwords in URLs, signatures, well-known token forms."""
     text = _USER_INFO.sub(rf"\1:{REDACTED}@", text)
+    text = _LONE_USER.sub(rf"\1{REDACTED}@", text)
+    text = _ENCODED_USER_INFO.sub(rf"\1%3A{REDACTED}%40", text)
+    text = _COOKIE.sub(rf"\1{REDACTED}", text)
     text = _AUTHORIZATION.sub(lambda found: f"{found[1]}{REDACTED}", text)
     text = _ASSIGNMENT.sub(_hide_assigned, text)
+    text = _ENCODED_ASSIGNMENT.sub(_hide_encoded, text)
+    text = _NAMED.sub(_hide_named, text)
     return _BARE_SECRETS.sub(REDACTED, text)
 
 
@@ -105,3 +121,18 @@ def _hide_assigned(found: re.Match[str]) -> str:
     mark, name, _ = found.groups()
     secret = is_secret_name(name) or (mark and _SIGNED_PARAMETERS.fullmatch(name.lower()))
     return f"{mark}{name}={REDACTED}" if secret else found[0]
+
+
+def _hide_encoded(found: re.Match[str]) -> str:
+    mark, name, _ = found.groups()
+    secret = is_secret_name(name) or _SIGNED_PARAMETERS.fullmatch(name.lower())
+    return f"{mark}{name}%3D{REDACTED}" if secret else found[0]
+
+
+def _hide_named(found: re.Match[str]) -> str:
+    """``"api_key": "x"`` in JSON that stands as a text, and ``password: x``; null and truths stay."""
+    mark, name, value = found.groups()
+    if not is_secret_name(name) or value in ("null", "true", "false", '""', "''"):
+        return found[0]
+    quote = value[0] if value[0] in "\"'" else ""
+    return f"{mark}{name}{mark}: {quote}{REDACTED}{quote}"

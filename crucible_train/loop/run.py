@@ -86,6 +86,11 @@ class TrainingRun:
         self._saved_at = time.monotonic()
         self._attach: Callable[[], Mapping[str, bytes]] = dict
         self._resumed_from: Path | None = None
+        self._load: Callable[[], Mapping[str, float]] = dict
+
+    def watch(self, load: Callable[[], Mapping[str, float]]) -> None:
+        """Log with every step what this tells of the machine; it must not wait."""
+        self._load = load
 
     def attach(self, attach: Callable[[], Mapping[str, bytes]]) -> None:
         """Have every checkpoint hold these files besides, as they are when it is made."""
@@ -127,12 +132,13 @@ class TrainingRun:
         return state
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Record the numbers of a step, here and in every logger.
+        """Record the numbers of a step and the machine's load, here and in every logger.
 
         Raises:
             TrainingError: one of them is not a finite number.
             RunError: they could not be written.
         """
+        metrics = {**metrics, **self._load()}
         for name, value in metrics.items():
             if not math.isfinite(value):
                 raise TrainingError(f"{name} is {value} at step {step}")

@@ -79,7 +79,7 @@ class DPOOptimConfig(AdamConfig):
 
     learning_rate: float | None = option(
         None,
-        "peak rate, above 0; null: 1e-5 (4096 / hidden size)^0.8 for an adapter, a tenth of that without one",
+        "peak rate, above 0; null: 2e-5 (4096 / hidden size)^0.8 for an adapter, a tenth of that without one",
         gt=0,
     )
     num_train_epochs: float = option(1.0, "passes over the data, above 0", gt=0)

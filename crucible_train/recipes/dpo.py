@@ -31,7 +31,7 @@ from crucible_train.preference.config import DPOEvalConfig, DPOOptimConfig, Pref
 from crucible_train.preference.measuring import Batch, PreferenceSet, preference_metrics
 
 # A margin of log-probabilities moves much faster than their mean: what fits supervised tuning overshoots here.
-_SHARE_OF_SUPERVISED_RATE = 0.05
+_SHARE_OF_SUPERVISED_RATE = 0.1
 
 
 class DPOConfig(RunConfig):

@@ -5,7 +5,7 @@ stands with its stages.
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeGuard
 
@@ -59,6 +59,18 @@ def secrets(values: dict[str, object]) -> Problems:
                 f"{field}: {hide_secrets(value)}: it holds a secret, which would be kept with the run; give "
                 "credentials through the environment or the library's own settings file"
             )
+
+
+def texts(field: str, value: object) -> Iterator[tuple[str, str]]:
+    """Every text in a value, however deep in mappings and lists, with the dotted path to it."""
+    if isinstance(value, str):
+        yield field, value
+    elif isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from texts(f"{field}.{name}", item)
+    elif isinstance(value, list | tuple):
+        for number, item in enumerate(value):
+            yield from texts(f"{field}[{number}]", item)
 
 
 def holds_secret(value: object) -> TypeGuard[str]:

@@ -118,6 +118,7 @@ class Train(Stage[SFTConfig]):
 
         kept = {RECORD_FILE: renderer_record(config, inputs["model"], client.tokenizer()).to_bytes()}
         run = TrainingRun(self._run_dir, client, logger, config.checkpoint, _report, on_start, kept)
+        run.watch(wiring.machine_load())
         _describe(config, client.model_info(), num_steps)
         base = files.read_json(inputs["before"] / "summary.json") if "before" in inputs else None
         first = {k: v for k, v in base["metrics"].items() if k in _NLL_METRICS} if base else {}

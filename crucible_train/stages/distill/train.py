@@ -118,6 +118,7 @@ class TrainDistill(Stage[DistillConfig]):
         around = Surroundings(room.student, room.teachers, evaluate, tell_failure, span=trace.span)
         kept = {RECORD_FILE: renderer_record(config, inputs["model"], client.tokenizer()).to_bytes()}
         run = TrainingRun(self._run_dir, client, logger, config.checkpoint, _report, on_start, kept)
+        run.watch(wiring.machine_load())
         _describe(config, client, room)
         status: RunStatus = "failed"
         try:

@@ -107,6 +107,7 @@ class TrainDPO(Stage[DPOConfig]):
         kept = {RECORD_FILE: renderer_record(config, inputs["model"], client.tokenizer()).to_bytes()}
         kept |= reference_record(inputs)
         run = TrainingRun(self._run_dir, client, logger, config.checkpoint, _report, on_start, kept)
+        run.watch(wiring.machine_load())
         _describe(config, client, num_steps)
         before = files.read_json(inputs["before"] / "summary.json") if "before" in inputs else None
         first: dict[str, float] = before["metrics"] if before else {}

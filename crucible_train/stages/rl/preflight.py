@@ -30,13 +30,13 @@ def check(config: RLConfig) -> None:
 
 def _secrets(config: RLConfig) -> Problems:
     values: dict[str, object] = {field: getattr(config, field) for field in ("model", "output_dir", "cache_dir")}
-    yield from preflight.secrets(values | {f"env.options.{name}": value for name, value in config.env.options.items()})
+    yield from preflight.secrets(values | dict(preflight.texts("env.options", config.env.options)))
 
 
 def _environment(config: RLConfig) -> Problems:
     read_options(config.env.name, config.env.options)
     yield from ()
-    if not any(preflight.holds_secret(value) for value in config.env.options.values()):
+    if not any(preflight.holds_secret(text) for _, text in preflight.texts("env.options", config.env.options)):
         sources(config)
 
 

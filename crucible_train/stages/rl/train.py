@@ -144,6 +144,7 @@ class TrainRL(Stage[RLConfig]):
         around = Surroundings(evaluate, reference, tell_failure, show, trace.span)
         kept = {RECORD_FILE: renderer_record(config, inputs["model"], client.tokenizer()).to_bytes()}
         run = TrainingRun(self._run_dir, client, logger, config.checkpoint, _report, on_start, kept)
+        run.watch(wiring.machine_load())
         _describe(config, client, problems.num_train)
         status: RunStatus = "failed"
         try:

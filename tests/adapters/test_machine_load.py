@@ -1,0 +1,69 @@
+"""What is told of the machine: without waiting, and with the children."""
+
+import subprocess
+import sys
+import threading
+import time
+
+import psutil
+import pytest
+
+from crucible_train import wiring
+from crucible_train.adapters import machine_load
+from crucible_train.adapters.machine_load import MachineLoad
+
+
+def until(load: MachineLoad, name: str) -> float:
+    """The first value of a name."""
+    end = time.monotonic() + 30
+    while name not in load.newest():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    return load.newest()[name]
+
+
+def test_a_sample_is_there_from_the_start_and_the_processor_follows() -> None:
+    load = MachineLoad()
+    assert load.newest()["system/memory_gib"] == pytest.approx(psutil.Process().memory_info().rss / 2**30, rel=0.5)
+    assert 0 <= until(load, "system/cpu_percent") <= 100
+
+
+def test_memory_of_children_counts() -> None:
+    program = "x = bytearray(300 << 20); print('full', flush=True); input()"
+    alone = MachineLoad().newest()["system/memory_gib"]
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        assert MachineLoad().newest()["system/memory_gib"] > alone + 0.25
+        child.communicate(b"\n")
+
+
+def test_asking_does_not_wait_for_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    hangs, is_slow = threading.Event(), False
+
+    def gpu() -> dict[str, float]:
+        if is_slow:
+            hangs.wait(60)
+        return {"system/gpu_memory_gib": 1.0}
+
+    monkeypatch.setattr(machine_load, "_INTERVAL_S", 0.0)
+    load = MachineLoad(gpu)
+    first, is_slow = load.newest(), True
+    try:
+        assert [load.newest()["system/gpu_memory_gib"] for _ in range(3)] == [1.0] * 3
+        assert first["system/gpu_memory_gib"] == 1.0
+    finally:
+        hangs.set()
+
+
+def test_a_machine_that_does_not_tell_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> float:
+        raise psutil.AccessDenied
+
+    load = MachineLoad()
+    monkeypatch.setattr(psutil, "cpu_percent", refuse)
+    assert load._sample() == {}
+
+
+def test_without_cuda_nothing_is_told_of_a_gpu() -> None:
+    assert not [name for name in wiring.machine_load()() if "gpu" in name]
