@@ -1,5 +1,7 @@
 """What every metrics logger bears: any valid sequence of a run's reports, and two endings."""
 
+import shutil
+
 import pytest
 
 from crucible_train import wiring
@@ -9,17 +11,34 @@ from crucible_train.adapters.loggers.multiplex import MultiplexLogger
 from crucible_train.ports import METRIC_AREAS, MetricsLogger, RunInfo
 
 
-@pytest.fixture(params=["console", "multiplex"])
-def logger(request, tmp_path) -> MetricsLogger:
-    made = {
-        "console": ConsoleLogger,
-        "multiplex": lambda: MultiplexLogger({"console": ConsoleLogger(), "quiet": QuietLogger()}, pytest.fail),
-    }[request.param]()
-    return wiring.conforming(made, MetricsLogger, request.param)
+def _mlflow(request) -> MetricsLogger:
+    from crucible_train.adapters.loggers.mlflow_runs import MlflowLogger
+
+    folder = request.getfixturevalue("tmp_path")
+    shutil.copyfile(request.getfixturevalue("migrated_database"), folder / "mlflow.db")
+    return MlflowLogger()
+
+
+MADE = {
+    "console": lambda _: ConsoleLogger(),
+    "multiplex": lambda _: MultiplexLogger({"console": ConsoleLogger(), "quiet": QuietLogger()}, pytest.fail),
+    "mlflow": _mlflow,
+}
+
+
+@pytest.fixture(params=MADE)
+def logger(request, monkeypatch) -> MetricsLogger:
+    for name in ("MLFLOW_TRACKING_URI", "WANDB_BASE_URL", "TRACKIO_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    return wiring.conforming(MADE[request.param](request), MetricsLogger, request.param)
 
 
 def run_info(tmp_path, num_steps=16, first_step=0) -> RunInfo:
-    return RunInfo("run", tmp_path, {"seed": 0, "password": None}, num_steps, first_step)
+    return RunInfo("run", tmp_path / "run", {"seed": 0, "password": None}, num_steps, first_step)
+
+
+def contents(folder) -> dict:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_every_area_alone_may_be_reported(logger, tmp_path):
@@ -62,10 +81,10 @@ def test_a_run_may_be_finished_twice_and_the_second_time_adds_nothing(logger, tm
     logger.start(run_info(tmp_path))
     logger.log_metrics({"train/loss": 1.0}, 1)
     logger.finish(status)
-    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    before = contents(tmp_path)
     capsys.readouterr()
     logger.finish(status)
-    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert contents(tmp_path) == before
     assert capsys.readouterr() == ("", "")
 
 

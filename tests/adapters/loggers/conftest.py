@@ -66,16 +66,6 @@ def refusing() -> Iterator[Callable[[int, str], str]]:
         server.server_close()
 
 
-@pytest.fixture(scope="session")
-def migrated_database(tmp_path_factory) -> Path:
-    """An MLflow database with its tables and nothing in them; making one takes seconds, a copy none."""
-    from crucible_train.adapters.loggers.mlflow_runs import MlflowClient
-
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
-
-
 @pytest.fixture
 def mlflow_database(tmp_path, migrated_database, monkeypatch) -> str:
     """Where the logger finds its database when it is told nothing; the address to read it at."""
