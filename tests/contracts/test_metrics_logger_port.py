@@ -19,16 +19,24 @@ def _mlflow(request) -> MetricsLogger:
     return MlflowLogger()
 
 
+def _wandb(request) -> MetricsLogger:
+    from crucible_train.adapters.loggers.wandb_runs import WandbLogger
+
+    request.getfixturevalue("monkeypatch").setenv("WANDB_MODE", "offline")
+    return WandbLogger()
+
+
 MADE = {
     "console": lambda _: ConsoleLogger(),
     "multiplex": lambda _: MultiplexLogger({"console": ConsoleLogger(), "quiet": QuietLogger()}, pytest.fail),
     "mlflow": _mlflow,
+    "wandb": _wandb,
 }
 
 
 @pytest.fixture(params=MADE)
 def logger(request, monkeypatch) -> MetricsLogger:
-    for name in ("MLFLOW_TRACKING_URI", "WANDB_BASE_URL", "TRACKIO_DIR"):
+    for name in ("MLFLOW_TRACKING_URI", "WANDB_BASE_URL", "WANDB_DIR"):
         monkeypatch.delenv(name, raising=False)
     return wiring.conforming(MADE[request.param](request), MetricsLogger, request.param)
 
