@@ -1,5 +1,7 @@
 """What every metrics logger bears: any valid sequence of a run's reports, and two endings."""
 
+import shutil
+
 import pytest
 
 from crucible_train import wiring
@@ -12,20 +14,45 @@ from crucible_train.adapters.loggers.tensorboard_events import TensorBoardLogger
 from crucible_train.ports import METRIC_AREAS, MetricsLogger, RunInfo
 
 
-@pytest.fixture(params=["console", "multiplex", "replicated", "csv", "tensorboard"])
-def logger(request, tmp_path) -> MetricsLogger:
-    made = {
-        "console": ConsoleLogger,
-        "replicated": lambda: ReplicatedLogger(["csv"], lambda *_: None),
-        "csv": CSVLogger,
-        "tensorboard": TensorBoardLogger,
-        "multiplex": lambda: MultiplexLogger({"console": ConsoleLogger(), "quiet": QuietLogger()}, pytest.fail),
-    }[request.param]()
-    return wiring.conforming(made, MetricsLogger, request.param)
+def _mlflow(request) -> MetricsLogger:
+    from crucible_train.adapters.loggers.mlflow_runs import MlflowLogger
+
+    folder = request.getfixturevalue("tmp_path")
+    shutil.copyfile(request.getfixturevalue("migrated_database"), folder / "mlflow.db")
+    return MlflowLogger()
+
+
+def _wandb(request) -> MetricsLogger:
+    from crucible_train.adapters.loggers.wandb_runs import WandbLogger
+
+    request.getfixturevalue("monkeypatch").setenv("WANDB_MODE", "offline")
+    return WandbLogger()
+
+
+MADE = {
+    "console": lambda _: ConsoleLogger(),
+    "multiplex": lambda _: MultiplexLogger({"console": ConsoleLogger(), "quiet": QuietLogger()}, pytest.fail),
+    "mlflow": _mlflow,
+    "replicated": lambda _: ReplicatedLogger(["csv"], lambda *_: None),
+    "csv": lambda _: CSVLogger(),
+    "tensorboard": lambda _: TensorBoardLogger(),
+    "wandb": _wandb,
+}
+
+
+@pytest.fixture(params=MADE)
+def logger(request, monkeypatch) -> MetricsLogger:
+    for name in ("MLFLOW_TRACKING_URI", "WANDB_BASE_URL", "WANDB_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    return wiring.conforming(MADE[request.param](request), MetricsLogger, request.param)
 
 
 def run_info(tmp_path, num_steps=16, first_step=0) -> RunInfo:
     return RunInfo("run", tmp_path / "run", {"seed": 0, "password": None}, num_steps, first_step)
+
+
+def contents(folder) -> dict:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_every_area_alone_may_be_reported(logger, tmp_path):
@@ -68,10 +95,10 @@ def test_a_run_may_be_finished_twice_and_the_second_time_adds_nothing(logger, tm
     logger.start(run_info(tmp_path))
     logger.log_metrics({"train/loss": 1.0}, 1)
     logger.finish(status)
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    before = contents(tmp_path)
     capsys.readouterr()
     logger.finish(status)
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert contents(tmp_path) == before
     assert capsys.readouterr() == ("", "")
 
 
