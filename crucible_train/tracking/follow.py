@@ -107,8 +107,10 @@ class Follower:
     def _send_all(self, logger: MetricsLogger) -> None:
         run = named(self._run(), self._cursor)
         opened = logger.start(run.info)
-        last_step = max(self._cursor.last_step, opened.last_step)
-        self._save(replace(self._cursor, url=opened.url or self._cursor.url, last_step=last_step, state="sending"))
+        # the tracker knows better than the cursor: a file that was torn holds nothing and gets everything again
+        num_events = self._cursor.num_events if opened.last_step >= self._cursor.last_step else 0
+        held = replace(self._cursor, last_step=opened.last_step, num_events=num_events)
+        self._save(replace(held, url=opened.url or held.url, state="sending"))
         idle_since = time.monotonic()
         while True:
             run = self._run()
