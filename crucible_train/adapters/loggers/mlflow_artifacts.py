@@ -2,16 +2,15 @@
 
 import json
 import re
-import time
 from collections.abc import Mapping
 
 from mlflow import MlflowClient
 from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
-from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, Metric, Run
+from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, Run
 from mlflow.exceptions import MlflowException
 
-from crucible_train.ports import Cell, LoggedArtifact
+from crucible_train.ports import LoggedArtifact
 
 DIGEST = "crucible.digest"
 
@@ -83,25 +82,15 @@ class RunArtifacts:
         earlier = self._client.search_logged_models([experiment_id], f"source_run_id = '{run_id}'")
         model = next((model for model in earlier if model.tags.get(DIGEST) == artifact.digest), None)
         if model is None:
-            words = {name: str(value) for name, value in artifact.facts.items() if not _is_number(value)}
+            words = {name: str(value) for name, value in artifact.facts.items()}
             model = self._client.create_logged_model(
                 experiment_id, _name(artifact.name), run_id, tags, words, model_type="crucible-train"
             )
             self._client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step)])
         if str(model.status) != "READY":
-            self._measure(model.model_id, artifact, step)
             self._client.finalize_logged_model(model.model_id, "READY")
         if artifact.aliases and artifact.path is not None:
             self._register(artifact, tags)
-
-    def _measure(self, model_id: str, artifact: LoggedArtifact, step: int) -> None:
-        now, run_id = int(time.time() * 1000), self._run.info.run_id
-        numbers = {f"{_name(artifact.name)}/{name}": v for name, v in artifact.facts.items() if _is_number(v)}
-        metrics = [
-            Metric(name, float(v or 0), now, step, model_id=model_id, run_id=run_id) for name, v in numbers.items()
-        ]
-        if metrics:
-            self._client.log_batch(run_id, metrics=metrics, synchronous=True)
 
     def _register(self, artifact: LoggedArtifact, tags: Mapping[str, str]) -> None:
         name, run_id = _name(f"{self._project}-{artifact.name}"), self._run.info.run_id
@@ -118,10 +107,6 @@ class RunArtifacts:
         for alias in artifact.aliases:
             if not _RESERVED_ALIAS.fullmatch(alias):  # MLflow keeps these itself
                 self._client.set_registered_model_alias(name, _name(alias).replace(".", "_"), version.version)
-
-
-def _is_number(value: Cell) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _name(text: str) -> str:

@@ -33,6 +33,8 @@ def reached() -> Iterator[None]:
 def without_user(uri: str) -> str:
     """An address that may be shown: no user, no password."""
     parts = urlsplit(uri)
+    if not parts.netloc:  # a file: its slashes would not survive
+        return uri
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])).rstrip("/")
 
 

@@ -78,8 +78,8 @@ class MlflowLogger(QuietLogger):
         self._run_id = found.info.run_id
         self._steps = WaitingSteps(_last_step(found))
         self._artifacts = RunArtifacts(self._client, found, run.project)
-        url = f"{without_user(uri)}/#/experiments/{found.info.experiment_id}/runs/{self._run_id}" if is_server else None
-        return Opened(url, self._steps.last_step)
+        page = f"/#/experiments/{found.info.experiment_id}/runs/{self._run_id}" if is_server else ""
+        return Opened(f"{without_user(uri)}{page}", self._steps.last_step)
 
     def log_hparams(self, values: Mapping[str, Cell]) -> None:
         """Record settings as params; MLflow keeps the first value of each, so one that changed becomes a tag."""
