@@ -23,6 +23,7 @@ from crucible_train.recipes.post_train import PostTrainConfig, chained
 from crucible_train.stages import post_train as chain
 from crucible_train.stages.chat_format import settled
 from crucible_train.types import ArtifactRef
+from flows.distill import distil
 from flows.dpo import learn_preferences
 from flows.rl import reinforce
 from flows.sft import fine_tune
@@ -34,6 +35,7 @@ from tasks.model import merge, prepare_model
 METHODS: Mapping[str, Callable[[Any], Awaitable[Trained]]] = {
     "sft": fine_tune,
     "dpo": learn_preferences,
+    "distill": distil,
     "rl": reinforce,
 }
 

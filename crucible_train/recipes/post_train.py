@@ -8,12 +8,13 @@ from crucible_train.config.base import Section, option
 from crucible_train.config.run_config import RunConfig
 from crucible_train.config.sections import OptimConfig, TrackingConfig
 from crucible_train.errors import ConfigError
+from crucible_train.recipes.distill import DistillConfig
 from crucible_train.recipes.dpo import DPOConfig
 from crucible_train.recipes.rl import RLConfig
 from crucible_train.recipes.sft import SFTConfig
 
-Method = Literal["sft", "dpo", "rl"]
-StageName = Literal["sft", "dpo", "rl", "evaluate"]
+Method = Literal["sft", "dpo", "distill", "rl"]
+StageName = Literal["sft", "dpo", "distill", "rl", "evaluate"]
 _SHARED = ("model", "output_dir", "run_name", "seed", "report_to", "tracking", "cache_dir")
 
 
@@ -23,8 +24,8 @@ class PostTrainConfig(Section):
     model: str = option("smollm2-135m-instruct", "a folder, a GGUF file, a hub id, or the built-in model's name")
     stages: list[StageName] = option(
         ["sft", "dpo", "evaluate"],
-        "in this order: sft, dpo, rl, and evaluate, which measures the model so far beside the first one on the rows "
-        "that sft holds out",
+        "in this order: sft, dpo, distill, rl, and evaluate, which measures the model so far beside the first one on "
+        "the rows that sft holds out",
         min_length=1,
     )
     output_dir: str = option("runs", "folder that holds the run folders")
@@ -42,6 +43,7 @@ class PostTrainConfig(Section):
     tracking: TrackingConfig = option(TrackingConfig(), "what trackers are told")
     sft: SFTConfig = option(SFTConfig(train=OptimConfig(max_steps=12)), "supervised fine-tuning")
     dpo: DPOConfig = option(DPOConfig(), "learning from preferences")
+    distill: DistillConfig = option(DistillConfig(), "learning from a teacher")
     rl: RLConfig = option(RLConfig(), "reinforcement learning")
 
     @model_validator(mode="after")

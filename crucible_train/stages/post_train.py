@@ -17,6 +17,7 @@ from crucible_train.types import ArtifactRef
 _CHECKS: Mapping[str, str] = {
     "sft": "crucible_train.stages.sft_preflight:check",
     "dpo": "crucible_train.stages.dpo.preflight:check",
+    "distill": "crucible_train.stages.distill.preflight:check",
     "rl": "crucible_train.stages.rl.preflight:check",
 }
 RECORD = "record.json"

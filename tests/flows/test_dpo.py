@@ -70,6 +70,11 @@ def test_a_run_and_what_is_done_again(
     assert shown.count("cached") >= 7
     assert "nothing to do: all of it is cached" in shown
 
+    other = run_flow(config("preference.beta=0.3"))
+    # rewards are scaled by beta, so the loss before training is found anew, from the reference that is there
+    assert [name for name, state in other.tasks if state == MADE] == ORDER[len(GIVEN) :]
+    assert [name for name, state in other.tasks if state == FOUND] == GIVEN
+
 
 def test_a_loss_without_a_reference_computes_none(
     config: Callable[..., DPOConfig], run_flow: Callable[..., Any], tmp_path: Path

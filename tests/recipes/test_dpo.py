@@ -191,12 +191,17 @@ def test_held_out_preferences_are_learned(trial: Callable[..., Trial], loss_type
         assert after["eval/kl"] > 1e-3
 
 
-def test_wanted_and_unwanted_completions_alone_are_learned(trial: Callable[..., Trial]) -> None:
+@pytest.mark.parametrize(("use_peft", "bound"), [(True, 0.8), (False, 0.9)], ids=["lora", "full"])
+def test_wanted_and_unwanted_completions_alone_are_learned(
+    trial: Callable[..., Trial], use_peft: bool, bound: float
+) -> None:
+    """A small adapter levels off at about 0.9 here, whatever the rate, the steps and beta; all weights do not."""
     lone = {"train_on": pairs(64, 0, is_lone=True), "held_out": pairs(40, 1, is_lone=True)}
-    one = trial({"preference.loss_type": "kto", "train.max_steps": 32}, **lone)
+    one = trial({"preference.loss_type": "kto", "train.max_steps": 32, "peft.use_peft": use_peft}, **lone)
     one.run()
+    assert one.evaluations[0]["eval/accuracy"] == pytest.approx(0.5, abs=0.1)
     assert one.evaluations[32]["eval/chosen_reward"] > one.evaluations[32]["eval/rejected_reward"] + 0.1
-    assert one.evaluations[32]["eval/accuracy"] > 0.8
+    assert one.evaluations[32]["eval/accuracy"] > bound
 
 
 @pytest.mark.parametrize("loss_type", ["sigmoid", "ipo", "orpo", "simpo"])
