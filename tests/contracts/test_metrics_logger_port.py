@@ -26,11 +26,18 @@ def _wandb(request) -> MetricsLogger:
     return WandbLogger()
 
 
+def _neptune(_) -> MetricsLogger:
+    from crucible_train.adapters.loggers.neptune_file import NeptuneLogger
+
+    return NeptuneLogger()
+
+
 MADE = {
     "console": lambda _: ConsoleLogger(),
     "multiplex": lambda _: MultiplexLogger({"console": ConsoleLogger(), "quiet": QuietLogger()}, pytest.fail),
     "mlflow": _mlflow,
     "wandb": _wandb,
+    "neptune": _neptune,
 }
 
 
