@@ -1,0 +1,141 @@
+"""W&B online, against a service on this machine: every step once, in order, whatever stops and begins again."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from crucible_train.adapters.loggers.wandb_runs import WandbLogger
+from crucible_train.ports import LoggerUnavailable
+from tests.adapters.loggers.wandb_stub import StoredRun, WandbStub
+from tests.conftest import ROOT
+
+KEY = "0" * 40
+
+
+@pytest.fixture
+def service(monkeypatch):
+    import wandb
+
+    stub = WandbStub()
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.delenv("WANDB_DIR", raising=False)
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_BASE_URL", stub.address)
+    yield stub
+    wandb.teardown()
+    stub.stop()
+
+
+def log(logger: WandbLogger, steps: range) -> None:
+    for step in steps:
+        logger.log_metrics({"train/loss": step / 4}, step)
+        logger.log_metrics({"perf/tokens_per_second": 8.0}, step)
+
+
+def shown(run: StoredRun) -> list[tuple]:
+    return [
+        (line["_step"], line["train/loss"], line["perf/tokens_per_second"]) for _, line in sorted(run.history.items())
+    ]
+
+
+def expected(last: int) -> list[tuple]:
+    return [(step, step / 4, 8.0) for step in range(1, last + 1)]
+
+
+def test_every_step_arrives_once_in_order_and_flush_returns_when_it_has(service, run_info):
+    run = run_info()
+    logger = WandbLogger()
+    opened = logger.start(run)
+    assert opened.last_step == -1
+    assert opened.url == f"{service.address}/tester/crucible-train/runs/{run.tracker_id}"
+    logger.log_hparams({"optim.lr": 0.5})
+    stored = service.runs[run.tracker_id]
+    for first in (1, 3, 5):
+        log(logger, range(first, first + 2))
+        logger.flush()
+        assert shown(stored) == expected(first + 1)
+        assert not stored.exit_codes, "a flush does not end the run"
+    logger.link("prefect", "http://127.0.0.1/flow")
+    logger.finish("failed")
+    logger.finish("failed")
+    assert shown(stored) == expected(6)
+    assert len(stored.lines) == 6
+    assert stored.config["optim.lr"]["value"] == 0.5
+    assert (stored.summary["train/loss"], stored.summary["link/prefect"]) == (1.5, "http://127.0.0.1/flow")
+    assert stored.exit_codes == [1]
+    assert not service.unknown
+
+
+def test_a_run_begun_again_goes_on_after_the_step_the_service_holds(service, run_info):
+    run, other = run_info(), run_info("other")
+    for last, held in ((3, -1), (7, 3), (7, 7)):
+        logger = WandbLogger()
+        assert logger.start(run).last_step == held
+        log(logger, range(1, last + 1))  # from the first step: the caller may know nothing of what was sent
+        logger.finish("done")
+    logger = WandbLogger()
+    assert logger.start(other).last_step == -1, "another tracker_id is another run"
+    log(logger, range(1, 3))
+    logger.finish("done")
+    assert shown(service.runs[run.tracker_id]) == expected(7)
+    assert len(service.runs[run.tracker_id].lines) == 7
+    assert shown(service.runs[other.tracker_id]) == expected(2)
+
+
+def test_a_process_that_is_killed_leaves_what_it_flushed_and_the_next_one_sends_the_rest(service, run_info):
+    run = run_info()
+    script = f"""
+import os, signal
+from pathlib import Path
+from crucible_train.adapters.loggers.wandb_runs import WandbLogger
+from crucible_train.ports import RunInfo
+from tests.adapters.loggers.test_wandb_online import log
+logger = WandbLogger()
+logger.start(RunInfo("run", Path({str(run.run_dir)!r}), {{}}, 9, 0, tracker_id={run.tracker_id!r}))
+log(logger, range(1, 4))
+logger.flush()
+log(logger, range(4, 6))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False).returncode == -9
+    logger = WandbLogger()
+    assert logger.start(run).last_step == 3
+    log(logger, range(1, 7))
+    logger.finish("done")
+    assert shown(service.runs[run.tracker_id]) == expected(6)
+    assert len(service.runs[run.tracker_id].lines) == 6
+
+
+def test_a_service_that_stops_taking_steps_is_unavailable_and_gets_them_when_it_is_back(service, run_info, monkeypatch):
+    monkeypatch.setattr("crucible_train.adapters.loggers.wandb_runs._FINISH_TIMEOUT_S", 1.0)
+    run = run_info()
+    logger = WandbLogger()
+    logger.start(run)
+    log(logger, range(1, 3))
+    logger.flush()
+    service.refuse_history = 503
+    log(logger, range(3, 5))
+    with pytest.raises(LoggerUnavailable, match="W&B"):
+        logger.flush()
+    service.refuse_history = 0
+    logger.flush()
+    logger.finish("done")
+    assert shown(service.runs[run.tracker_id]) == expected(4)
+
+
+def test_an_offline_folder_is_sent_by_wandb_sync(service, run_info, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    run = run_info()
+    logger = WandbLogger()
+    logger.start(run)
+    log(logger, range(1, 5))
+    logger.finish("done")
+    assert not service.operations, "offline reaches nothing"
+    (folder,) = run.run_dir.parent.glob(f"wandb/offline-run-*-{run.tracker_id}")
+    env = {name: value for name, value in os.environ.items() if name != "WANDB_MODE"}
+    command = [sys.executable, "-m", "wandb", "sync", str(folder)]
+    done = subprocess.run(command, env=env, cwd=run.run_dir, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert shown(service.runs[run.tracker_id]) == expected(4)
