@@ -12,6 +12,8 @@ from matplotlib.ticker import MaxNLocator
 Record = Mapping[str, Any]
 
 _INK, _FAINT, _TRAIN, _HELD_OUT = "#1f2430", "#d5d9e0", "#4063d8", "#d1495b"
+_COLOURS = (_TRAIN, _HELD_OUT, "#2a9d6f", "#c98a1b", "#7b4fc9", "#2b9ab8", "#8a5a44", "#5b6475")
+_DASHES, _FEW = ("-", "--", ":", "-."), 12
 _PREFERENCES = ("preferences of the step", "held-out preferences")
 _STYLE = {
     "font.size": 10,
@@ -100,6 +102,33 @@ def small_chart(records: Sequence[Record], name: str, label: str) -> Figure:
         axes.set_title(label, loc="left", fontsize=10, color=_INK)
 
     return _figure(draw, (3.6, 2.1))
+
+
+def line_colour(number: int) -> str:
+    """The colour of the curves of the run of this number."""
+    return _COLOURS[number % len(_COLOURS)]
+
+
+def overlaid_chart(curves: Sequence[tuple[int, Sequence[tuple[int, float]]]], label: str, *, is_large: bool) -> Figure:
+    """One metric of several runs.
+
+    Args:
+        curves: the number of each run, which decides its colour, with the steps and values of its curve.
+        label: the name of the metric.
+        is_large: as wide as the page.
+    """
+
+    def draw(axes: Axes) -> None:
+        for number, points in curves:
+            dash = _DASHES[number // len(_COLOURS) % len(_DASHES)]
+            steps, values = zip(*points, strict=True)
+            few = "o" if len(points) < _FEW else ""
+            axes.plot(
+                steps, values, color=line_colour(number), linestyle=dash, linewidth=1.6, marker=few, markersize=3.5
+            )
+        axes.set_title(label, loc="left", fontsize=10, color=_INK)
+
+    return _figure(draw, (7.4, 3.0) if is_large else (3.6, 2.1))
 
 
 def svg(figure: Figure) -> str:
