@@ -1,6 +1,5 @@
 """Several runs side by side: the fields in which they differ, and which of them came out better."""
 
-import os.path
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -80,8 +79,9 @@ def show_comparison(found: Comparison) -> None:
 
 def _labels(ids: Sequence[str]) -> tuple[str, list[str]]:
     """What ids begin with, up to a hyphen, and what is left of each; nothing is cut where that would not tell them."""
-    prefix = os.path.commonprefix(list(ids))  # noqa: RUF071 - of texts, not of paths
-    shared = prefix[: prefix.rfind("-") + 1]
+    first, last = min(ids), max(ids)
+    num_alike = next((i for i, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), len(first))
+    shared = first[: first.rfind("-", 0, num_alike) + 1]
     labels = [one.removeprefix(shared) for one in ids]
     return (shared, labels) if all(labels) and len(set(labels)) == len(ids) else ("", _told_apart(ids))
 

@@ -36,20 +36,8 @@ def test_a_line_a_run(make_run, capsys) -> None:
     make_run("sft-b", is_done=False)
     lines = _lines(capsys, "list")
     assert len(lines) == 3
-    assert _row(lines, "sft-a")[1:] == [
-        "sft",
-        "tiny",
-        "rows.jsonl",
-        "done",
-        "3",
-        "nll",
-        "4",
-        "->",
-        "2",
-        "2026-11-30",
-        "06:20",
-    ]
-    assert _row(lines, "sft-b")[1:] == ["sft", "tiny", "rows.jsonl", "unfinished", "2", "nll", "4", "->", "3", "-"]
+    assert " ".join(_row(lines, "sft-a")[1:]) == "sft tiny rows.jsonl done 3 nll 4 -> 2 2026-11-30 06:20"
+    assert " ".join(_row(lines, "sft-b")[1:]) == "sft tiny rows.jsonl unfinished 2 nll 4 -> 3 -"
 
 
 def test_the_newest_is_last(make_run, tmp_path: Path) -> None:
