@@ -109,6 +109,7 @@ class Follower:
         opened = logger.start(run.info)
         # the tracker knows better than the cursor: a file that was torn holds nothing and gets everything again
         num_events = self._cursor.num_events if opened.last_step >= self._cursor.last_step else 0
+        self._open_feeds()
         held = replace(self._cursor, last_step=opened.last_step, num_events=num_events)
         self._save(replace(held, url=opened.url or held.url, state="sending"))
         idle_since = time.monotonic()
@@ -125,6 +126,12 @@ class Follower:
                 self._save(replace(self._cursor, state="done" if run.phase == "done" else "left"))
                 return
             time.sleep(_LOOK_EVERY_S)
+
+    def _open_feeds(self) -> None:
+        """Read the run's files from their start: what a tracker holds may be less than what was sent before."""
+        self._steps.close()
+        self._events.close()
+        self._steps, self._events = StepFeed(self._replica.run_dir), EventFeed(self._replica.run_dir)
 
     def _send(self, logger: MetricsLogger, *, is_whole: bool) -> bool:
         """Send what is there; whether anything was."""

@@ -12,8 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from crucible_train.adapters.loggers.base import QuietLogger
 from crucible_train.journal import read_events, set_phase
+from crucible_train.ports import LoggerUnavailable, Opened, RunInfo
 from crucible_train.tracking.command import main
+from crucible_train.tracking.follow import Follower
+from crucible_train.tracking.replica import Replica
 from tests.tracking.conftest import HTTP, cursor, truth, until
 
 
@@ -136,6 +140,37 @@ def test_a_run_that_broke_off_keeps_its_newest_step_back_until_told_otherwise(ma
     assert "the newest step is held back" in capsys.readouterr().out
     assert main(["sync", str(run.dir), "--ended"]) == 0
     assert tracker.only == truth(run.dir)
+
+
+class Forgetful(QuietLogger):
+    """A tracker that loses all it held when it fails, once."""
+
+    def __init__(self, held: list[tuple[int, dict[str, float]]], failures: list[int]) -> None:
+        self._held, self._failures = held, failures
+
+    def start(self, run: RunInfo) -> Opened:
+        return Opened(last_step=max((step for step, _ in self._held), default=-1))
+
+    def log_metrics(self, metrics, step) -> None:
+        self._held.append((step, dict(metrics)))
+
+    def finish(self, status) -> None:
+        if not self._failures:
+            self._failures.append(len(self._held))
+            self._held.clear()
+            raise LoggerUnavailable("it has lost its file")
+
+
+def test_a_tracker_that_has_lost_what_it_held_gets_all_of_it_again(make_run):
+    run = make_run(("forgetful",), start_follower=lambda *_: None)
+    run.start()
+    run.steps(0, 12)
+    run.finish()
+    conclude(run.dir)
+    held, failures = [], []
+    end = Follower(Replica(run.dir, "forgetful"), lambda _: Forgetful(held, failures)).follow()
+    assert (failures, end.state, end.last_step) == ([13], "done", 12)
+    assert held == truth(run.dir)
 
 
 def test_what_is_logged_again_by_a_run_that_goes_on_is_noted_once(make_run):
