@@ -128,8 +128,18 @@ def read_run(run_dir: Path) -> TrackedRun | None:
 
 
 def new_tracker_id(run_id: str) -> str:
-    """An id for trackers that no other run has; they take letters, digits, ``.``, ``_`` and ``-``."""
-    return f"{re.sub(r'[^A-Za-z0-9._-]+', '-', run_id)}-{uuid.uuid4().hex[:8]}"
+    """An id for trackers that no other run has."""
+    return f"{plain(run_id)}-{uuid.uuid4().hex[:8]}"
+
+
+def plain(name: str) -> str:
+    """A name of letters, digits, ``.``, ``_`` and ``-``, which files and trackers take."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name)
+
+
+def replica_file(run_dir: Path, replica: str, ending: str) -> Path:
+    """What is kept of a replica beside the journal: its cursor, its lock, or what its follower printed."""
+    return run_dir / FOLDER / f"{plain(replica)}.{ending}"
 
 
 def read_events(run_dir: Path) -> list[dict[str, Any]]:

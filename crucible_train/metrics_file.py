@@ -88,6 +88,11 @@ def read_metrics(run_dir: Path, file: str = METRICS_FILE) -> list[dict[str, Any]
     return [json.loads(line) for line in _lines(run_dir / file) if _step_of(line) < math.inf]
 
 
+def last_step(run_dir: Path) -> int:
+    """The newest step that a run has recorded; -1 before the first."""
+    return max((record["step"] for record in read_metrics(run_dir)), default=-1)
+
+
 def _lines(path: Path) -> list[str]:
     return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
 

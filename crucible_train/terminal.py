@@ -1,6 +1,11 @@
 """The terminal: lines for people, on standard output. Colour and bars only where there is a terminal."""
 
+import argparse
+from typing import NoReturn
+
 from rich.console import Console
+
+from crucible_train.errors import ConfigError
 
 _console: Console | None = None
 
@@ -27,3 +32,15 @@ def say(line: str, style: str | None = None) -> None:
 def field(name: str, text: str) -> None:
     """Print a named line, names in a column."""
     say(f"{name:<10} {text}")
+
+
+class WordParser(argparse.ArgumentParser):
+    """Reads the words of a small command; what it cannot read is a ``ConfigError`` like any other wrong input."""
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse the words.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError(f"{message} (--help says what there is)")

@@ -4,14 +4,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from crucible_train import files, terminal
-from crucible_train.errors import ConfigError, CrucibleError
+from crucible_train.errors import CrucibleError
 from crucible_train.report.conversations import visible
 from crucible_train.runs import keeping
 from crucible_train.runs.comparing import comparison, show_comparison
-from crucible_train.runs.page import page
 from crucible_train.runs.reading import find_run, find_runs
 from crucible_train.runs.showing import show_list, show_run
 
@@ -29,13 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message} (--help says what there is)")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = terminal.WordParser(
         prog="python -m crucible_train.runs",
         description="List, show, compare, tag and delete runs; COMMAND --help tells of each.",
     )
@@ -43,11 +36,11 @@ def _parser() -> argparse.ArgumentParser:
     listed = commands.add_parser("list", help="a line for every run, the newest last")
     listed.add_argument("folder", metavar="FOLDER", nargs="?", type=Path, default=Path("runs"), help="default: runs")
 
-    one = _Parser(add_help=False)
+    one = terminal.WordParser(add_help=False)
     one.add_argument("run", metavar="RUN", help="the id of a run, or its folder")
-    many = _Parser(add_help=False)
+    many = terminal.WordParser(add_help=False)
     many.add_argument("runs", metavar="RUN", nargs="+", help="the id of a run, or its folder")
-    place = _Parser(add_help=False)
+    place = terminal.WordParser(add_help=False)
     place.add_argument(
         "--folder", metavar="FOLDER", type=Path, default=Path("runs"), help="where ids are looked for; default: runs"
     )
@@ -89,6 +82,8 @@ def _compare(wanted: argparse.Namespace) -> None:
     if wanted.html is None:
         show_comparison(found)
         return
+    from crucible_train.runs.page import page  # noqa: PLC0415 - only curves need matplotlib
+
     files.write_text(wanted.html, page(found))
     terminal.field("written", str(wanted.html))
 

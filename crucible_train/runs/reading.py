@@ -24,7 +24,7 @@ from crucible_train.recipes.dpo import DPOConfig
 from crucible_train.recipes.rl import RLConfig
 from crucible_train.recipes.sft import SFTConfig
 from crucible_train.stages.package import EVALUATION
-from crucible_train.stages.run_directory import CONFIG, RECORD
+from crucible_train.stages.run_directory import CONFIG, RECORD, flat
 
 TAGS = "tags.json"
 TRACKING = "tracking"
@@ -143,7 +143,7 @@ class Run:
     def settings(self) -> Mapping[str, Any]:
         """Every field of its configuration by dotted path."""
         if self.method == UNKNOWN:
-            return _flat(self.config)
+            return flat(self.config)
         values = {path: _at(self.config, path) for path in tree_of(RECIPES[self.method]).leaves}
         return {path: value for path, value in values.items() if value is not _ABSENT}
 
@@ -228,13 +228,6 @@ def _at(values: Mapping[str, Any], path: str) -> Any:
             return _ABSENT
         found = found[name]
     return found
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return flat
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

@@ -91,7 +91,7 @@ def _say_what_is_replaced(record: Any, config: RunConfig) -> None:
     """Runs that differ only in what training does not read, such as how answers are written, share a folder."""
     before = record.get("config") if isinstance(record, dict) else None
     if isinstance(before, dict):
-        old, new = _flat(before), _flat(redacted(config))
+        old, new = flat(before), flat(redacted(config))
         changed = [f"{name}={as_text(old[name], Any)}" for name in new if name in old and old[name] != new[name]]
         if changed:
             terminal.field(
@@ -100,11 +100,12 @@ def _say_what_is_replaced(record: Any, config: RunConfig) -> None:
             )
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A configuration as ``section.field`` to value."""
+    found: dict[str, Any] = {}
     for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return found
 
 
 def _record(

@@ -12,7 +12,7 @@ from crucible_train.data.preparation import SUMMARY
 from crucible_train.errors import ArtifactError
 from crucible_train.evaluation.comparison import ALONE
 from crucible_train.journal import Journal, TrackedRun, begin, read_run
-from crucible_train.metrics_file import read_metrics
+from crucible_train.metrics_file import last_step
 from crucible_train.ports import Cell, LoggedArtifact, MetricsLogger, RunInfo
 from crucible_train.stages.base import open_artifact
 from crucible_train.stages.package import EVALUATION, PUBLISHED, REPORT
@@ -72,14 +72,14 @@ def note_results(run_dir: Path, artifacts: str) -> None:
     journal = Journal(run_dir)
     record, config = files.read_json(run_dir / RECORD) or {}, files.read_json(run_dir / CONFIG) or {}
     journal.add("hparams", values=settings(config))
-    last_step = max((record["step"] for record in read_metrics(run_dir)), default=0)
+    num_steps = max(last_step(run_dir), 0)
     compared = (files.read_json(run_dir / EVALUATION / "summary.json") or {}).get("compared", [])
     if compared:
         journal.add(
-            "table", name="eval/before_after", columns=_COLUMNS, rows=[_row(one) for one in compared], step=last_step
+            "table", name="eval/before_after", columns=_COLUMNS, rows=[_row(one) for one in compared], step=num_steps
         )
     for picture in sorted(run_dir.glob("*.png")):
-        journal.add_image(f"report/{picture.stem}", picture, last_step)
+        journal.add_image(f"report/{picture.stem}", picture, num_steps)
     refs = {name: ArtifactRef.model_validate(ref) for name, ref in record.get("artifacts", {}).items()}
     for one in (*_inputs(config, refs), *_outputs(run_dir, config, refs, artifacts)):
         journal.add_artifact(one)
@@ -93,8 +93,8 @@ def described(run_dir: Path) -> TrackedRun:
     config = files.read_json(run_dir / CONFIG) or {}
     told = config.get("tracking") or {}
     note_results(run_dir, told.get("artifacts", "adapter"))
-    last_step = max((record["step"] for record in read_metrics(run_dir)), default=0)
-    info = RunInfo(run_dir.name, run_dir, config, last_step, 0, name=told.get("name") or run_dir.name)
+    num_steps = max(last_step(run_dir), 0)
+    info = RunInfo(run_dir.name, run_dir, config, num_steps, 0, name=told.get("name") or run_dir.name)
     info = replace(info, project=told.get("project") or info.project, group=told.get("group") or "")
     return begin(replace(info, tags=tuple(told.get("tags") or ()), notes=told.get("notes") or ""), (), "done")
 

@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from filelock import Timeout
 
@@ -16,7 +15,7 @@ from crucible_train.journal import TrackedRun
 from crucible_train.metrics_file import METRICS_FILE
 from crucible_train.tracking.cursor import Cursor
 from crucible_train.tracking.follow import DRAIN_S, Follower
-from crucible_train.tracking.replica import Replica, exported, replicas
+from crucible_train.tracking.replica import Left, Replica, exported, replicas
 
 _LOOK_EVERY_S = 0.2
 _LOCK_S = 2.0
@@ -35,14 +34,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_status
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message} (--help says what there is)")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog=_PROGRAM, description="What trackers have of runs, and sending them what they lack.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+    parser = terminal.WordParser(
+        prog=_PROGRAM, description="What trackers have of runs, and sending them what they lack."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=terminal.WordParser)
 
     status = commands.add_parser("status", help="what the trackers of runs have", description="What trackers have.")
     _takes_places(status)
@@ -99,7 +95,7 @@ def _status(given: argparse.Namespace) -> int:
         for replica in replicas(run):
             left = replica.left(run)
             is_behind |= left.is_behind
-            terminal.say(f"  {_described(run, replica)}")
+            terminal.say(f"  {_described(replica.name, replica.cursor(run), left)}")
     return int(is_behind)
 
 
@@ -165,9 +161,10 @@ def _sent(run: TrackedRun, replica: Replica, given: argparse.Namespace) -> bool:
     if left.is_behind or is_held:
         words = ["--wait-s", str(given.wait_s), *(["--ended"] if given.ended else [])]
         wiring.start_follower(run.info.run_dir, replica.name, *words).wait()
-    terminal.field(replica.name, f"{run.info.run_dir.name}: {_change(before, replica.cursor(run))}")
-    terminal.field("", _described(run, replica))
-    return not replica.left(run).is_behind
+    after, left = replica.cursor(run), replica.left(run)
+    terminal.field(replica.name, f"{run.info.run_dir.name}: {_change(before, after)}")
+    terminal.field("", _described(replica.name, after, left))
+    return not left.is_behind
 
 
 def _change(before: Cursor, after: Cursor) -> str:
@@ -177,10 +174,9 @@ def _change(before: Cursor, after: Cursor) -> str:
     return f"sent {' and '.join(filter(None, (steps, events)))}" if steps or events else "nothing was sent"
 
 
-def _described(run: TrackedRun, replica: Replica) -> str:
-    cursor, left = replica.cursor(run), replica.left(run)
+def _described(name: str, cursor: Cursor, left: Left) -> str:
     left_out = f"left out: {cursor.left_out}" if cursor.left_out else ""
-    parts = [f"{replica.name}: {f'lacks {left.text}' if left.is_behind else 'has everything'}"]
+    parts = [f"{name}: {f'lacks {left.text}' if left.is_behind else 'has everything'}"]
     if left.num_held:
         parts.append("the newest step is held back until the run goes on; sync --ended sends it")
     parts += [part for part in (cursor.problem, left_out, cursor.url) if part]

@@ -9,7 +9,7 @@ from pathlib import Path
 from crucible_train import journal, terminal, wiring
 from crucible_train.config.run_config import RunConfig
 from crucible_train.journal import TrackedRun
-from crucible_train.metrics_file import read_metrics
+from crucible_train.metrics_file import last_step
 from crucible_train.stages.tracked import note_results, run_info
 from crucible_train.tracking.replica import Replica
 
@@ -56,7 +56,7 @@ def _noted(run_dir: Path, config: RunConfig, names: Sequence[str]) -> TrackedRun
     known = journal.read_run(run_dir)
     if known is not None and known.phase == "done" and list(known.trackers) == names:
         return known
-    num_steps = max(_last_step(run_dir), 0)
+    num_steps = max(last_step(run_dir), 0)
     first_step = 0 if known is None else known.info.first_step
     return journal.begin(run_info(config, run_dir, num_steps, first_step), names, "done")
 
@@ -66,11 +66,11 @@ async def _settled(run: TrackedRun, behind: Sequence[Replica], seconds: float) -
 
     A replica whose follower has left gets another one.
     """
-    last_step, num_events = _last_step(run.info.run_dir), len(journal.read_events(run.info.run_dir))
+    newest, num_events = last_step(run.info.run_dir), len(journal.read_events(run.info.run_dir))
 
     def is_settled(replica: Replica) -> bool:
         cursor = replica.cursor(run)
-        has_all = cursor.last_step >= last_step and cursor.num_events >= num_events
+        has_all = cursor.last_step >= newest and cursor.num_events >= num_events
         return cursor.state == "refused" or (cursor.state == "done" and has_all)
 
     until, waiting = time.monotonic() + seconds, list(behind)
@@ -81,10 +81,6 @@ async def _settled(run: TrackedRun, behind: Sequence[Replica], seconds: float) -
         if time.monotonic() >= until or all(is_settled(replica) for replica in behind):
             return
         await asyncio.sleep(_LOOK_EVERY_S)
-
-
-def _last_step(run_dir: Path) -> int:
-    return max((record["step"] for record in read_metrics(run_dir)), default=-1)
 
 
 def _told(run: TrackedRun, replica: Replica) -> SentTo:

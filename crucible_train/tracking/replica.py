@@ -1,6 +1,5 @@
 """A run as one tracker has it, or is to have it."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from crucible_train import journal
-from crucible_train.journal import FOLDER, RUN_FILE, TrackedRun
+from crucible_train.journal import FOLDER, RUN_FILE, TrackedRun, plain, replica_file
 from crucible_train.tracking.cursor import Cursor, read_cursor, write_cursor
 from crucible_train.tracking.tail import EventFeed, StepFeed
 
@@ -46,16 +45,16 @@ class Replica:
     @property
     def cursor_path(self) -> Path:
         """Where its cursor is kept."""
-        return self.run_dir / FOLDER / f"{_file_name(self.name)}.json"
+        return replica_file(self.run_dir, self.name, "json")
 
     @property
     def log_path(self) -> Path:
         """What its follower printed."""
-        return self.run_dir / FOLDER / f"{_file_name(self.name)}.log"
+        return replica_file(self.run_dir, self.name, "log")
 
     def lock(self) -> FileLock:
         """Held by the one process that sends it."""
-        return FileLock(self.run_dir / FOLDER / f"{_file_name(self.name)}.lock")
+        return FileLock(replica_file(self.run_dir, self.name, "lock"))
 
     def is_at_work(self) -> bool:
         """Whether a process is sending it now."""
@@ -91,7 +90,7 @@ class Replica:
 def replicas(run: TrackedRun) -> Sequence[Replica]:
     """Those of the run's trackers, then those of later exports."""
     folder, own = run.info.run_dir, list(run.trackers)
-    names = {_file_name(name) for name in own} | {Path(RUN_FILE).stem}
+    names = {plain(name) for name in own} | {Path(RUN_FILE).stem}
     others = sorted(path.stem for path in (folder / FOLDER).glob("*.json") if path.stem not in names)
     return [Replica(folder, name) for name in [*own, *others]]
 
@@ -99,7 +98,7 @@ def replicas(run: TrackedRun) -> Sequence[Replica]:
 def exported(run: TrackedRun, tracker: str) -> Replica:
     """A new replica of a run, beside any that the tracker has."""
     tracker_id = journal.new_tracker_id(run.info.run_id)
-    made = Replica(run.info.run_dir, f"{_file_name(tracker)}-{tracker_id[-8:]}")
+    made = Replica(run.info.run_dir, f"{plain(tracker)}-{tracker_id[-8:]}")
     write_cursor(made.cursor_path, Cursor(tracker, tracker_id))
     return made
 
@@ -107,7 +106,3 @@ def exported(run: TrackedRun, tracker: str) -> Replica:
 def named(run: TrackedRun, cursor: Cursor) -> TrackedRun:
     """The run under the id that the replica gave it."""
     return replace(run, info=replace(run.info, tracker_id=cursor.tracker_id))
-
-
-def _file_name(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name)

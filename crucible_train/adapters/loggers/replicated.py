@@ -5,7 +5,6 @@ tracker does, it does it there.
 """
 
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -94,7 +93,7 @@ def start_follower(run_dir: Path, replica: str, *words: str) -> "subprocess.Pope
     Raises:
         OSError: no process started.
     """
-    log = run_dir / journal.FOLDER / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', replica)}.log"
+    log = journal.replica_file(run_dir, replica, "log")
     root = str(Path(crucible_train.__file__).parents[1])
     places = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     with files.open_log(log) as output:
