@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shlex
 import signal
 import sqlite3
 import time
@@ -78,7 +79,7 @@ def test_ctrl_c_in_training_saves_and_the_same_command_goes_on(
     assert "saved at step" in stopped.out
     assert stopped.out.splitlines()[-2:] == [
         "stopped    what was done is saved; to go on, run the same command again:",
-        "python -m flows.sft " + " ".join(trains_at_once),
+        "python -m flows.sft " + shlex.join(trains_at_once),
     ]
     assert states(tmp_path.name) == ["Cancelled"]
 
