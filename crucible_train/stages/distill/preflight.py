@@ -8,11 +8,11 @@ from crucible_train.distill.config import TeacherConfig
 from crucible_train.distill.teacher import Teacher, check_objective
 from crucible_train.recipes.distill import DistillConfig
 from crucible_train.renderers import FastTokenizer
-from crucible_train.rl.environments import read_options
 from crucible_train.stages import preflight
 from crucible_train.stages.distill.sources import sources
 from crucible_train.stages.distill.teachers import peft_of, student_of, teacher_reader
 from crucible_train.stages.prepare_model import BUILT_IN, at_hand, description_of
+from crucible_train.stages.rl.preflight import addresses, environment, watched_metric
 
 STEP_METRICS = (
     "optim/learning_rate",
@@ -36,26 +36,18 @@ def check(config: DistillConfig) -> None:
 
 
 def _secrets(config: DistillConfig) -> Problems:
-    values: dict[str, object] = {field: getattr(config, field) for field in ("model", "output_dir", "cache_dir")}
-    values |= {f"env.options.{name}": value for name, value in config.env.options.items()}
+    values = addresses(config)
     for field, teacher in config.teacher_configs.items():
         values |= {f"{field}.{name}": getattr(teacher, name) for name in ("model", "adapter", "tokenizer")}
     yield from preflight.secrets(values)
 
 
 def _environment(config: DistillConfig) -> Problems:
-    read_options(config.env.name, config.env.options)
-    yield from ()
-    if not any(preflight.holds_secret(value) for value in config.env.options.values()):
-        sources(config)
+    return environment(config.env, lambda: sources(config))
 
 
 def _watched_metric(config: DistillConfig) -> Problems:
-    """Rewards have parts of their own, so only a metric of an area that is never measured is known to be wrong."""
-    name = config.eval.metric_for_best_model
-    if name.partition("/")[0] not in ("eval", "reward", "sample", "train", "optim", "progress"):
-        measured = ", ".join(["eval/reward", *STEP_METRICS])
-        yield f"eval.metric_for_best_model: {name!r} is not measured; measured are {measured}"
+    return watched_metric(config.eval.metric_for_best_model, STEP_METRICS)
 
 
 def _teachers(config: DistillConfig) -> Problems:
