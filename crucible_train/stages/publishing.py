@@ -1,9 +1,12 @@
 """From a run's checkpoint to the weights that it publishes: what every training stage ends with."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 from crucible_train import checkpoints, files, wiring
 from crucible_train.config.run_config import RunConfig
+from crucible_train.loop.training import TrainingResult
+from crucible_train.metrics_file import METRICS_FILE
 from crucible_train.ports import ModelInfo, TrainingClient
 from crucible_train.renderers import FastTokenizer
 from crucible_train.renderers.record import RECORD_FILE
@@ -13,6 +16,7 @@ from crucible_train.types import Hardware
 
 ADAPTER = "adapter"
 MODEL = "model"
+RESULT = "result.json"
 _NOT_PUBLISHED = ("optimizer.safetensors", "loop.json", "metrics.jsonl", "rollouts.json", "reference.json", RECORD_FILE)
 
 
@@ -38,20 +42,22 @@ async def open_client(
     return await in_thread(load)
 
 
-def publish_weights(run_dir: Path, step: int, *, is_adapter: bool, model_dir: Path, folder: Path) -> None:
-    """Copy the weights of a checkpoint into a stage's output; whole models get their tokenizer beside them.
+def publish(run_dir: Path, result: TrainingResult, config: RunConfig, model_dir: Path, folder: Path) -> None:
+    """Put weights, metrics and result of a run into its training stage's output; whole models get their tokenizer.
 
     Raises:
         CheckpointError: the checkpoint is missing or damaged.
     """
-    checkpoint = run_dir / "checkpoints" / checkpoints.checkpoint_name(step)
+    checkpoint = run_dir / "checkpoints" / checkpoints.checkpoint_name(result.published_step)
     checkpoints.verify(checkpoint)
-    target = folder / (ADAPTER if is_adapter else MODEL)
+    target = folder / (ADAPTER if config.peft.use_peft else MODEL)
     for name in files.read_json(checkpoint / checkpoints.MANIFEST)["files"]:
         if name not in _NOT_PUBLISHED:
             files.copy_file(checkpoint / name, target / name)
-    if not is_adapter:
+    if not config.peft.use_peft:
         FastTokenizer.from_folder(model_dir).to_folder(target)
+    files.copy_file(run_dir / METRICS_FILE, folder / METRICS_FILE)
+    files.write_json(folder / RESULT, asdict(result))
 
 
 def what_is_trained(config: RunConfig, model: ModelInfo) -> str:

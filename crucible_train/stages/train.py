@@ -1,7 +1,6 @@
 """Training, in a run directory that is its working place and its record."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from crucible_train.evaluation.answers import answer_metrics
 from crucible_train.evaluation.nll import nll_metrics, read_measured, write_measured
 from crucible_train.loop.run import TrainingRun
 from crucible_train.loop.training import TrainingResult, peak_rate
-from crucible_train.metrics_file import METRICS_FILE
 from crucible_train.ports import MetricsLogger, ModelInfo, RunStatus, TrainingClient
 from crucible_train.recipes.sft import SFTConfig, plan_of, train
 from crucible_train.renderers.record import RECORD_FILE
@@ -21,10 +19,9 @@ from crucible_train.stages import tracked
 from crucible_train.stages.base import Stage
 from crucible_train.stages.chat_format import renderer_record
 from crucible_train.stages.held_out import HeldOutRows
-from crucible_train.stages.publishing import open_client, publish_weights, what_is_trained
+from crucible_train.stages.publishing import open_client, publish, what_is_trained
 from crucible_train.types import ArtifactRef, Hardware
 
-RESULT = "result.json"
 MEASURED = "held_out_nll.json"
 _ANSWER_FIELDS = ("max_new_tokens", "temperature", "top_p", "scorers")
 
@@ -140,18 +137,10 @@ class Train(Stage[SFTConfig]):
         return result
 
     def _publish(self, model_dir: Path, result: TrainingResult, folder: Path) -> None:
-        publish_weights(
-            self._run_dir,
-            result.published_step,
-            is_adapter=self.config.peft.use_peft,
-            model_dir=model_dir,
-            folder=folder,
-        )
+        publish(self._run_dir, result, self.config, model_dir, folder)
         found = read_measured(self._run_dir / "eval" / MEASURED, result.published_step)
         if found is not None:
             write_measured(folder / MEASURED, result.published_step, found)
-        files.copy_file(self._run_dir / METRICS_FILE, folder / METRICS_FILE)
-        files.write_json(folder / RESULT, asdict(result))
 
 
 def start_identity(config: RunConfig) -> dict[str, str]:

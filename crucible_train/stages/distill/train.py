@@ -1,15 +1,12 @@
 """Training, in a run directory that is its working place and its record."""
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from crucible_train import files, terminal, wiring
+from crucible_train import terminal, wiring
 from crucible_train.loop.run import TrainingRun
 from crucible_train.loop.training import TrainingResult, peak_rate
-from crucible_train.metrics_file import METRICS_FILE
 from crucible_train.ports import MetricsLogger, RunStatus, TrainingClient
 from crucible_train.recipes.distill import DistillConfig, Surroundings, train
 from crucible_train.renderers.record import RECORD_FILE
@@ -20,10 +17,10 @@ from crucible_train.stages.chat_format import renderer_record
 from crucible_train.stages.distill.evaluate import measured_as
 from crucible_train.stages.distill.sources import sources
 from crucible_train.stages.distill.teachers import Classroom, classroom
-from crucible_train.stages.publishing import open_client, publish_weights, what_is_trained
-from crucible_train.stages.rl.evaluate import RESULTS, tell_failure
+from crucible_train.stages.publishing import open_client, publish, what_is_trained
+from crucible_train.stages.rl.evaluate import first_metrics, tell_failure
 from crucible_train.stages.rl.problems import PROBLEM_CODE, PROBLEM_FIELDS, PROBLEM_LIBRARIES
-from crucible_train.stages.train import RESULT, hardware_identity, start_identity
+from crucible_train.stages.train import hardware_identity, start_identity
 from crucible_train.trace import Trace
 from crucible_train.types import ArtifactRef, Hardware
 
@@ -89,15 +86,7 @@ class TrainDistill(Stage[DistillConfig]):
                 result = await self._train(client, room, logger, inputs)
         finally:
             await client.close()
-        publish_weights(
-            self._run_dir,
-            result.published_step,
-            is_adapter=config.peft.use_peft,
-            model_dir=inputs["model"],
-            folder=folder,
-        )
-        files.copy_file(self._run_dir / METRICS_FILE, folder / METRICS_FILE)
-        files.write_json(folder / RESULT, asdict(result))
+        publish(self._run_dir, result, config, inputs["model"], folder)
 
     async def _train(
         self, client: TrainingClient, room: Classroom, logger: MetricsLogger, inputs: Mapping[str, Path]
@@ -122,21 +111,13 @@ class TrainDistill(Stage[DistillConfig]):
         _describe(config, client, room)
         status: RunStatus = "failed"
         try:
-            result = await train(config, client, around, run, _first_metrics(inputs.get("before"), len(watched)))
+            result = await train(config, client, around, run, first_metrics(inputs.get("before"), len(watched)))
             status = "done"
         finally:
             run.metrics.finish(status)
             logger.finish(status)
             trace.write(self._run_dir / TRACE)
         return result
-
-
-def _first_metrics(before: Path | None, num_watched: int) -> dict[str, float]:
-    """What the model before training got on the problems that are played while it trains."""
-    if before is None:
-        return {}
-    rows = [json.loads(line) for line in (before / RESULTS).read_text(encoding="utf-8").splitlines()]
-    return held_out_metrics(rows[:num_watched])
 
 
 def _describe(config: DistillConfig, client: TrainingClient, room: Classroom) -> None:

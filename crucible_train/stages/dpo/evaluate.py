@@ -18,8 +18,8 @@ from crucible_train.recipes.dpo import DPOConfig, check_paired
 from crucible_train.stages.base import Stage
 from crucible_train.stages.dpo.reference import preference_set
 from crucible_train.stages.evaluate import RESULTS, SUMMARY
-from crucible_train.stages.publishing import open_client
-from crucible_train.stages.train import RESULT, hardware_identity
+from crucible_train.stages.publishing import RESULT, open_client
+from crucible_train.stages.train import hardware_identity
 from crucible_train.types import ArtifactRef, Hardware
 
 MEASURED = "held_out_preferences.json"

@@ -1,7 +1,6 @@
 """Training, in a run directory that is its working place and its record."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,6 @@ from crucible_train import files, terminal, wiring
 from crucible_train.data.rendering import TRAIN, VALIDATION
 from crucible_train.loop.run import TrainingRun
 from crucible_train.loop.training import TrainingResult
-from crucible_train.metrics_file import METRICS_FILE
 from crucible_train.ports import MetricsLogger, RunStatus, TrainingClient
 from crucible_train.preference.measuring import measure, preference_metrics, write_measured
 from crucible_train.recipes.dpo import DPOConfig, peak_rate, plan_of, train
@@ -19,8 +17,8 @@ from crucible_train.stages.base import Stage
 from crucible_train.stages.chat_format import renderer_record
 from crucible_train.stages.dpo.evaluate import MEASURED
 from crucible_train.stages.dpo.reference import check_start, preference_set, reference_record
-from crucible_train.stages.publishing import open_client, publish_weights, what_is_trained
-from crucible_train.stages.train import RESULT, hardware_identity, start_identity
+from crucible_train.stages.publishing import open_client, publish, what_is_trained
+from crucible_train.stages.train import hardware_identity, start_identity
 from crucible_train.types import ArtifactRef, Hardware
 
 
@@ -83,18 +81,10 @@ class TrainDPO(Stage[DPOConfig]):
             result = await self._train(client, logger, inputs)
         finally:
             await client.close()
-        publish_weights(
-            self._run_dir,
-            result.published_step,
-            is_adapter=config.peft.use_peft,
-            model_dir=inputs["model"],
-            folder=folder,
-        )
+        publish(self._run_dir, result, config, inputs["model"], folder)
         measured = self._run_dir / "eval" / MEASURED
         if measured.is_file():
             files.copy_file(measured, folder / MEASURED)
-        files.copy_file(self._run_dir / METRICS_FILE, folder / METRICS_FILE)
-        files.write_json(folder / RESULT, asdict(result))
 
     async def _train(self, client: TrainingClient, logger: MetricsLogger, inputs: Mapping[str, Path]) -> TrainingResult:
         config, loss = self.config, self.config.preference.loss()

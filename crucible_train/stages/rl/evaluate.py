@@ -78,3 +78,10 @@ def report(name: str, summary: Mapping[str, Any], *, is_cached: bool) -> None:
     shown = "  ".join(f"{key.removeprefix('eval/')} {value:.4g}" for key, value in summary["metrics"].items())
     cached = " [cached]" if is_cached else ""
     terminal.field(name, f"{shown}  over {summary['num_problems']} held-out problems{cached}")
+
+
+def first_metrics(before: Path | None, num_watched: int) -> dict[str, float]:
+    """What the model before training got on the problems that are played while it trains."""
+    if before is None:
+        return {}
+    return held_out_metrics(files.read_json_lines(before / RESULTS)[:num_watched])

@@ -1,20 +1,18 @@
 """Training, in a run directory that is its working place and its record."""
 
 import contextlib
-import json
 import shutil
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from crucible_train import files, terminal, wiring
+from crucible_train import terminal, wiring
 from crucible_train.config.sections import PeftConfig
 from crucible_train.loop.run import Cadence, TrainingRun
 from crucible_train.loop.training import TrainingResult
-from crucible_train.metrics_file import METRICS_FILE, read_metrics
+from crucible_train.metrics_file import read_metrics
 from crucible_train.ports import MetricsLogger, RunStatus, TrainingClient
 from crucible_train.recipes.rl import RLConfig, peak_rate, train
 from crucible_train.renderers.record import RECORD_FILE
@@ -26,11 +24,11 @@ from crucible_train.rl.update import Reference, Surroundings
 from crucible_train.stages import tracked
 from crucible_train.stages.base import Stage
 from crucible_train.stages.chat_format import renderer_record
-from crucible_train.stages.publishing import open_client, publish_weights, what_is_trained
+from crucible_train.stages.publishing import open_client, publish, what_is_trained
 from crucible_train.stages.rl import logged_groups
-from crucible_train.stages.rl.evaluate import RESULTS, measured_as, tell_failure
+from crucible_train.stages.rl.evaluate import first_metrics, measured_as, tell_failure
 from crucible_train.stages.rl.problems import PROBLEM_CODE, PROBLEM_FIELDS, PROBLEM_LIBRARIES, opened, sources
-from crucible_train.stages.train import RESULT, hardware_identity, start_identity
+from crucible_train.stages.train import hardware_identity, start_identity
 from crucible_train.trace import Trace
 from crucible_train.types import ArtifactRef, CrossEntropy, Datum, Hardware
 
@@ -100,17 +98,9 @@ class TrainRL(Stage[RLConfig]):
                 result = await self._train(client, problems, reference, logger, inputs)
         finally:
             await client.close()
-        publish_weights(
-            self._run_dir,
-            result.published_step,
-            is_adapter=config.peft.use_peft,
-            model_dir=inputs["model"],
-            folder=folder,
-        )
-        files.copy_file(self._run_dir / METRICS_FILE, folder / METRICS_FILE)
+        publish(self._run_dir, result, config, inputs["model"], folder)
         (self._run_dir / logged_groups.FOLDER).mkdir(exist_ok=True)
         shutil.copytree(self._run_dir / logged_groups.FOLDER, folder / logged_groups.FOLDER)
-        files.write_json(folder / RESULT, asdict(result))
 
     async def _train(
         self,
@@ -148,7 +138,7 @@ class TrainRL(Stage[RLConfig]):
         _describe(config, client, problems.num_train)
         status: RunStatus = "failed"
         try:
-            first = _first_metrics(inputs.get("before"), len(watched))
+            first = first_metrics(inputs.get("before"), len(watched))
             result = await train(config, client, problems, around, run, first)
             status = "done"
         finally:
@@ -177,14 +167,6 @@ class TrainRL(Stage[RLConfig]):
 
 async def _logprobs(client: TrainingClient, datums: Sequence[Datum], *, with_adapter: bool) -> Sequence[np.ndarray]:
     return (await client.forward(datums, CrossEntropy(), with_adapter=with_adapter)).logprobs_D
-
-
-def _first_metrics(before: Path | None, num_watched: int) -> dict[str, float]:
-    """What the model before training got on the problems that are played while it trains."""
-    if before is None:
-        return {}
-    rows = [json.loads(line) for line in (before / RESULTS).read_text(encoding="utf-8").splitlines()]
-    return held_out_metrics(rows[:num_watched])
 
 
 def _describe(config: RLConfig, client: TrainingClient, num_problems: int | None) -> None:
