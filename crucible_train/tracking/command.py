@@ -157,7 +157,7 @@ def _sent(run: TrackedRun, replica: Replica, given: argparse.Namespace) -> bool:
     is_held = bool(left.num_held and given.ended)
     if replica.is_at_work():
         terminal.field(replica.name, f"{run.info.run_dir.name}: its follower is at work; left to it")
-        return True
+        return not left.is_behind
     if left.is_behind or is_held:
         words = ["--wait-s", str(given.wait_s), *(["--ended"] if given.ended else [])]
         wiring.start_follower(run.info.run_dir, replica.name, *words).wait()

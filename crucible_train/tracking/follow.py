@@ -9,6 +9,7 @@ opened anew, so that what was on its way is not sent twice.
 """
 
 import errno
+import math
 import os
 import sys
 import threading
@@ -112,13 +113,19 @@ class Follower:
         self._open_feeds()
         held = replace(self._cursor, last_step=opened.last_step, num_events=num_events)
         self._save(replace(held, url=opened.url or held.url, state="sending"))
+        flush_every_s: float = getattr(logger, "flush_every_s", 0.0)
         idle_since = time.monotonic()
+        sent_at = -math.inf
         while True:
             run = self._run()
             is_orphan = not self._is_parent_there()
             is_whole = run.has_all_steps or (self._is_ended and is_orphan)
+            goes_on = run.phase == "training" and not is_orphan
+            if goes_on and time.monotonic() < sent_at + flush_every_s:
+                time.sleep(_LOOK_EVERY_S)
+                continue
             if self._send(logger, is_whole=is_whole):
-                idle_since = time.monotonic()
+                idle_since = sent_at = time.monotonic()
                 continue
             is_idle = run.phase == "trained" and time.monotonic() - idle_since > IDLE_S
             if run.phase in ("done", "failed") or is_orphan or is_idle:

@@ -7,6 +7,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -171,6 +172,35 @@ def test_a_tracker_that_has_lost_what_it_held_gets_all_of_it_again(make_run):
     end = Follower(Replica(run.dir, "forgetful"), lambda _: Forgetful(held, failures)).follow()
     assert (failures, end.state, end.last_step) == ([13], "done", 12)
     assert held == truth(run.dir)
+
+
+class Dear(Forgetful):
+    """A tracker whose flush costs so much that there is one at the beginning and one at the end."""
+
+    flush_every_s = 1000.0
+
+    def flush(self) -> None:
+        self._failures.append(len(self._held))
+
+    def finish(self, status) -> None:
+        pass
+
+
+def test_a_tracker_whose_flush_is_dear_is_seldom_flushed_while_the_run_goes_on(make_run):
+    run = make_run(("dear",), start_follower=lambda *_: None)
+    run.start()
+    held, flushes = [], []
+    follower = Follower(Replica(run.dir, "dear"), lambda _: Dear(held, flushes), parent=os.getppid())
+    following = threading.Thread(target=follower.follow)
+    following.start()
+    run.steps(0, 4)
+    until(lambda: held)
+    run.steps(5, 20, pause_s=0.05)  # longer than it takes the follower to look again
+    run.finish()
+    conclude(run.dir)
+    following.join(timeout=20)
+    assert held == truth(run.dir)
+    assert len(flushes) == 2
 
 
 def test_what_is_logged_again_by_a_run_that_goes_on_is_noted_once(make_run):

@@ -9,6 +9,9 @@ from crucible_train.ports import Cell, LoggedArtifact, Opened, RunInfo, RunStatu
 class QuietLogger:
     """Takes everything and keeps none of it; an adapter overrides what its service has a place for."""
 
+    flush_every_s = 0.0
+    """Seconds a follower lets pass between two flushes while the run goes on; for a service whose flush is dear."""
+
     def start(self, run: RunInfo) -> Opened:
         """Nothing is opened."""
         return Opened()

@@ -26,7 +26,8 @@ class WandbLogger(QuietLogger):
     """One W&B run per ``tracker_id``; ``WANDB_MODE`` and ``WANDB_BASE_URL`` say where.
 
     The library hands everything to a process of its own and confirms nothing before the run is finished. So ``flush``
-    finishes the run and the next call resumes it, about 0.2 s on loopback: flush rarely. Until then steps are kept
+    finishes the run and the next call resumes it, about 0.2 s on loopback; ``flush_every_s`` keeps that
+    rare. Until then steps are kept
     here; a run that is resumed says which step it holds, and only what is newer is sent. A step must be complete when
     ``flush`` is called.
 
@@ -36,6 +37,8 @@ class WandbLogger(QuietLogger):
     Offline nothing can be resumed: ``start`` removes the folders that an earlier start left for this run and answers
     that no step is held, and nothing is on disk for certain before ``finish``.
     """
+
+    flush_every_s = 15.0
 
     def __init__(self) -> None:
         """Nothing is open."""
