@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, TrainerC
 from trl import DistillationConfig, DistillationTrainer
 
 from benchmarks.distill_workload import Distillation, Stopwatch
+from benchmarks.trl_settings import SETTINGS
 
 
 class Watched(DistillationTrainer):
@@ -82,17 +83,10 @@ def config(workload: Distillation, options: dict, folder: str) -> DistillationCo
         gradient_accumulation_steps=answers_a_step // options["batch_size"],
         max_steps=len(workload.steps),
         learning_rate=workload.learning_rate,
-        lr_scheduler_type="constant",
-        optim="adamw_torch_fused",
-        weight_decay=0.0,
-        max_grad_norm=1.0,
-        use_cpu=True,
         bf16=options["bf16"],
         gradient_checkpointing=options["checkpointing"],
-        report_to=[],
-        save_strategy="no",
         logging_steps=1000,
-        disable_tqdm=True,
+        **SETTINGS,
     )
 
 

@@ -11,7 +11,6 @@ a few per cent, or nothing is recorded. Each shape becomes ``results/distill_spe
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import peers, record
+from benchmarks import child, peers, record
 from benchmarks.distill_workload import Distillation
 from benchmarks.rollout_workload import draw_prompts, draw_stops
 from benchmarks.sft_workload import SHAPES
@@ -111,7 +110,7 @@ def _measure(
     for turn in range(arguments.rounds):
         for name in arguments.sides:
             load = record.load_average()
-            found = _run(path, SIDES[name], num_threads, pythons)
+            found = _measured(path, SIDES[name], num_threads, pythons)
             steps = found["num_steps"]
             one = {
                 "round": turn,
@@ -135,36 +134,16 @@ def _measure(
     return rounds
 
 
-def _run(workload: Path, side: Mapping[str, Any], num_threads: int, pythons: Mapping[str, Path]) -> dict[str, Any]:
-    """One side in a process of its own."""
-    options = {name: value for name, value in side.items() if name != "module"}
-    threads = {"OMP_NUM_THREADS": str(num_threads), "MKL_NUM_THREADS": str(num_threads)}
-    module = side["module"]
-    done = subprocess.run(
-        [pythons[module], "-m", f"benchmarks.distill_side_{module}", workload, json.dumps(options)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=record.ROOT,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", **threads},
-    )
-    if done.returncode != 0:
-        sys.exit(f"{dict(side)} ended with status {done.returncode}:\n{done.stderr[-4000:]}")
-    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return found
+def _measured(workload: Path, of: Mapping[str, Any], num_threads: int, pythons: Mapping[str, Path]) -> dict[str, Any]:
+    options = {name: value for name, value in of.items() if name != "module"}
+    module = of["module"]
+    return child.run(pythons[module], f"benchmarks.distill_side_{module}", workload, options, num_threads)
 
 
 def _summary(rounds: Sequence[Mapping[str, Any]], sides: Sequence[str]) -> dict[str, Any]:
     """Medians of each side, and ours over theirs."""
     medians = {name: record.medians([one for one in rounds if one["side"] == name], _FIELDS) for name in sides}
-    ratios = {
-        f"{own} / {other}": {name: round(medians[own][name] / medians[other][name], 3) for name in _FIELDS}
-        for own in sides
-        if own.startswith("ours")
-        for other in sides
-        if not other.startswith("ours")
-    }
-    return {"medians": medians, "ratios": ratios}
+    return {"medians": medians, "ratios": record.ratios(medians, _FIELDS)}
 
 
 if __name__ == "__main__":

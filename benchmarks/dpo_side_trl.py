@@ -19,6 +19,7 @@ from trl import DPOConfig, DPOTrainer
 from benchmarks.dpo_workload import BETA, Workload
 from benchmarks.sft_side import Stopwatch
 from benchmarks.sft_side_trl import StepEnds, tokenizer
+from benchmarks.trl_settings import SETTINGS
 
 
 class Watched(DPOTrainer):
@@ -69,17 +70,10 @@ def config(workload: Workload, options: dict, folder: str) -> DPOConfig:
         gradient_accumulation_steps=len(workload.steps[0]) // options["pairs"],
         num_train_epochs=1,
         learning_rate=workload.learning_rate,
-        lr_scheduler_type="constant",
-        optim="adamw_torch_fused",
-        weight_decay=0.0,
-        max_grad_norm=1.0,
-        use_cpu=True,
         bf16=options["bf16"],
         gradient_checkpointing=options["checkpointing"],
-        report_to=[],
-        save_strategy="no",
         logging_steps=1000,
-        disable_tqdm=True,
+        **SETTINGS,
     )
 
 

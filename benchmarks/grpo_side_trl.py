@@ -17,6 +17,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from benchmarks.grpo_side import Stopwatch, arguments
 from benchmarks.grpo_workload import Workload, reward
+from benchmarks.trl_settings import SETTINGS
 
 
 class Watched(GRPOTrainer):
@@ -97,20 +98,13 @@ def config_of(workload: Workload, options: dict[str, Any], folder: str) -> GRPOC
         shuffle_dataset=False,
         max_steps=len(workload.steps),
         learning_rate=workload.learning_rate,
-        lr_scheduler_type="constant",
-        optim="adamw_torch_fused",
-        weight_decay=0.0,
-        max_grad_norm=1.0,
-        use_cpu=True,
         bf16=options.get("bf16", False),
         gradient_checkpointing=options.get("checkpointing", False),
         cache_implementation=options.get("cache"),
         use_transformers_continuous_batching=continuous is not None,
         transformers_continuous_batching_config=continuous or None,
-        report_to=[],
-        save_strategy="no",
         logging_steps=1,
-        disable_tqdm=True,
+        **SETTINGS,
         seed=workload.seed + 42,
     )
 

@@ -25,7 +25,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from benchmarks import peers, record
+from benchmarks import child, peers, record
 from benchmarks.grpo_workload import GROUP_SIZE, Workload
 from benchmarks.rollout_workload import draw_prompts
 from benchmarks.sft_workload import SHAPES
@@ -157,9 +157,13 @@ def _measure(
         load = record.load_average()
         answers = {"answers": str(folder / "answers.json")}
         if name in OURS:
-            found = _run(pythons["ours"], "ours", path, {"precision": OURS[name]}, workload.num_threads)
+            found = child.run(
+                pythons["ours"], "benchmarks.grpo_side_ours", path, {"precision": OURS[name]}, workload.num_threads
+            )
         else:
-            found = _run(pythons["peers"], "trl", path, {**TRL[name], **answers}, workload.num_threads)
+            found = child.run(
+                pythons["peers"], "benchmarks.grpo_side_trl", path, {**TRL[name], **answers}, workload.num_threads
+            )
         one = {"round": workload.seed, "side": name, **_rates(found["steps"][WARM_UP_STEPS:])}
         one |= {"load_average_before": load, **found}
         rounds.append(one)
@@ -170,26 +174,15 @@ def _measure(
             flush=True,
         )
         if name in TRL and not TRL[name].get("bf16") and check and apart is None:
-            again = _run(pythons["ours"], "ours", path, {"precision": "float32", **answers}, workload.num_threads)
+            again = child.run(
+                pythons["ours"],
+                "benchmarks.grpo_side_ours",
+                path,
+                {"precision": "float32", **answers},
+                workload.num_threads,
+            )
             apart = _apart(name, found["steps"], again["steps"])
     return rounds, apart
-
-
-def _run(python: Path, side: str, workload: Path, options: Mapping[str, Any], num_threads: int) -> dict[str, Any]:
-    """One side in a process of its own."""
-    threads = {"OMP_NUM_THREADS": str(num_threads), "MKL_NUM_THREADS": str(num_threads)}
-    done = subprocess.run(
-        [python, "-m", f"benchmarks.grpo_side_{side}", workload, json.dumps(options)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=record.ROOT,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "DO_NOT_TRACK": "1", **threads},
-    )
-    if done.returncode != 0:
-        sys.exit(f"{side} {dict(options)} ended with status {done.returncode}:\n{done.stderr[-4000:]}")
-    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return found
 
 
 def _rates(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -222,14 +215,7 @@ def _summary(rounds: Sequence[Mapping[str, Any]], sides: Sequence[str]) -> dict[
     """Medians of each side, and ours over theirs."""
     medians = {name: record.medians([one for one in rounds if one["side"] == name], _FIELDS) for name in sides}
     compared = ("tokens_per_second", "tokens_per_cpu_second", "max_rss_mib")
-    ratios = {
-        f"{own} / {other}": {name: round(medians[own][name] / medians[other][name], 3) for name in compared}
-        for own in sides
-        if own in OURS
-        for other in sides
-        if other in TRL
-    }
-    return {"medians": medians, "ratios": ratios}
+    return {"medians": medians, "ratios": record.ratios(medians, compared)}
 
 
 def _print_summary(summary: Mapping[str, Any]) -> None:

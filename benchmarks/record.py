@@ -103,3 +103,14 @@ def medians(rounds: Sequence[Mapping[str, Any]], fields: Sequence[str]) -> dict[
 def _git(*arguments: str) -> str:
     done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=False)
     return done.stdout.strip()
+
+
+def ratios(medians: Mapping[str, Mapping[str, float]], fields: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Ours over theirs, by ``own / other``: sides of ours have names that begin so."""
+    return {
+        f"{own} / {other}": {name: round(medians[own][name] / medians[other][name], 3) for name in fields}
+        for own in medians
+        if own.startswith("ours")
+        for other in medians
+        if not other.startswith("ours")
+    }

@@ -22,7 +22,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from benchmarks import record
+from benchmarks import child, record
 from benchmarks.rollout_workload import GROUP_SIZE, Rollouts, draw_prompts, draw_stops
 from benchmarks.sft_workload import SHAPES
 
@@ -135,7 +135,7 @@ def _measure(path: Path, sides: Sequence[str], num_rounds: int, num_threads: int
     for turn in range(num_rounds):
         for name in sides:
             load = record.load_average()
-            found = _run(path, SIDES[name], num_threads)
+            found = child.run(sys.executable, "benchmarks.rollout_side", path, SIDES[name], num_threads)
             greedy = found.pop("greedy")
             is_float32 = SIDES[name].get("precision", "float32") == "float32"
             if is_float32 and expected is None:
@@ -161,34 +161,10 @@ def _measure(path: Path, sides: Sequence[str], num_rounds: int, num_threads: int
     return rounds
 
 
-def _run(workload: Path, options: Mapping[str, Any], num_threads: int) -> dict[str, Any]:
-    """One side in a process of its own."""
-    threads = {"OMP_NUM_THREADS": str(num_threads), "MKL_NUM_THREADS": str(num_threads)}
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.rollout_side", workload, json.dumps(options)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=record.ROOT,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", **threads},
-    )
-    if done.returncode != 0:
-        sys.exit(f"{dict(options)} ended with status {done.returncode}:\n{done.stderr[-4000:]}")
-    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return found
-
-
 def _summary(rounds: Sequence[Mapping[str, Any]], sides: Sequence[str]) -> dict[str, Any]:
     """Medians of each side, and ours over theirs."""
     medians = {name: record.medians([one for one in rounds if one["side"] == name], _FIELDS) for name in sides}
-    ratios = {
-        f"{own} / {other}": {name: round(medians[own][name] / medians[other][name], 3) for name in _FIELDS}
-        for own in sides
-        if own.startswith("ours")
-        for other in sides
-        if not other.startswith("ours")
-    }
-    return {"medians": medians, "ratios": ratios}
+    return {"medians": medians, "ratios": record.ratios(medians, _FIELDS)}
 
 
 def _print_summary(summary: Mapping[str, Any]) -> None:

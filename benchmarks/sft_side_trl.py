@@ -18,6 +18,7 @@ from trl import SFTConfig, SFTTrainer
 
 from benchmarks.sft_side import Stopwatch, arguments
 from benchmarks.sft_workload import PACK_LENGTH, Workload
+from benchmarks.trl_settings import SETTINGS
 
 
 class Watched(SFTTrainer):
@@ -75,17 +76,10 @@ def config(workload: Workload, options: dict, folder: str) -> SFTConfig:
         gradient_accumulation_steps=packs_a_step // options["rows"],
         num_train_epochs=1,
         learning_rate=workload.learning_rate,
-        lr_scheduler_type="constant",
-        optim="adamw_torch_fused",
-        weight_decay=0.0,
-        max_grad_norm=1.0,
-        use_cpu=True,
         bf16=options["bf16"],
         gradient_checkpointing=options["checkpointing"],
-        report_to=[],
-        save_strategy="no",
         logging_steps=1000,
-        disable_tqdm=True,
+        **SETTINGS,
     )
 
 

@@ -10,7 +10,6 @@ padding is not. Each pair of shape and training becomes ``results/sft_speed-<sha
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from benchmarks import peers, record
+from benchmarks import child, peers, record
 from benchmarks.sft_workload import PACK_LENGTH, PACKS_A_STEP, SHAPES, Workload, draw_steps
 
 WARM_UP_STEPS = 1
@@ -131,7 +130,9 @@ def write_weights(shape: str, smollm2: Path | None, folder: Path) -> dict[str, s
     command = [sys.executable, "-m", "benchmarks.sft_weights", shape, paths["model"], paths["adapter"]]
     if shape == "smollm2" and smollm2 is not None:
         command.append(str(smollm2))
-    done = subprocess.run(command, cwd=record.ROOT, env=_environment(None), capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=record.ROOT, env=child.environment(None), capture_output=True, text=True, check=False
+    )
     if done.returncode != 0:
         sys.exit(f"the weights could not be made:\n{done.stderr[-4000:]}")
     return paths
@@ -149,7 +150,8 @@ def measure(
     for turn in range(num_rounds):
         for name, side in sides.items():
             load = record.load_average()
-            found = _run(pythons["peers" if side.is_peer else "ours"], side, path, workload.num_threads)
+            python = pythons["peers" if side.is_peer else "ours"]
+            found = child.run(python, side.module, path, side.options, workload.num_threads)
             if side.precision == "float32" and expected is None:
                 expected = found["losses"]
             difference = _difference(found["losses"], expected) if expected else None
@@ -179,29 +181,6 @@ def measure(
     return rounds
 
 
-def _run(python: Path, side: Side, workload: Path, num_threads: int) -> dict[str, Any]:
-    """One side in a process of its own."""
-    done = subprocess.run(
-        [python, "-m", side.module, workload, json.dumps(side.options)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=record.ROOT,
-        env=_environment(num_threads),
-    )
-    if done.returncode != 0:
-        sys.exit(f"{side.module} ended with status {done.returncode}:\n{done.stderr[-4000:]}")
-    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return found
-
-
-def _environment(num_threads: int | None) -> dict[str, str]:
-    own = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "DO_NOT_TRACK": "1"}
-    if num_threads is not None:
-        own |= {"OMP_NUM_THREADS": str(num_threads), "MKL_NUM_THREADS": str(num_threads)}
-    return {**os.environ, **own}
-
-
 def _difference(losses: Sequence[float], expected: Sequence[float]) -> float:
     """The largest relative difference between the losses of a step."""
     return max(abs(a - b) / abs(b) for a, b in zip(losses, expected, strict=True))
@@ -214,11 +193,7 @@ def summarised(rounds: Sequence[Mapping[str, Any]], sides: Sequence[str]) -> dic
         mine = [one for one in rounds if one["side"] == name]
         apart = [one["loss_difference"] for one in mine if one["loss_difference"] is not None]
         medians[name] = record.medians(mine, _FIELDS) | {"max_loss_difference": max(apart, default=None)}
-    ratios = {}
-    for own in (name for name in sides if name.startswith("ours")):
-        for other in (name for name in sides if not name.startswith("ours")):
-            ratios[f"{own} / {other}"] = {name: round(medians[own][name] / medians[other][name], 3) for name in _FIELDS}
-    return {"medians": medians, "ratios": ratios}
+    return {"medians": medians, "ratios": record.ratios(medians, _FIELDS)}
 
 
 def print_summary(summary: Mapping[str, Any]) -> None:
