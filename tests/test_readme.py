@@ -102,6 +102,26 @@ def test_the_table_of_rl_steps_is_what_the_records_say() -> None:
     assert rows == expected
 
 
+@pytest.mark.parametrize(
+    ("name", "field", "peer", "told"),
+    [
+        ("dpo_speed-tiny-lora", "tokens_per_second", "trl_one_pair", r"(\d+) tokens/s in float32 against (\d+) of"),
+        ("distill_speed-tiny", "steps_per_minute", "trl", r"([\d.]+) steps a minute in float32 against ([\d.]+) of"),
+    ],
+)
+def test_preferences_and_distillation_are_what_their_records_say(name: str, field: str, peer: str, told: str) -> None:
+    medians = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))["summary"]["medians"]
+    ours, theirs = medians["ours"], medians[peer]
+    assert theirs[field] == max(side[field] for key, side in medians.items() if not key.startswith("ours"))
+    ratio = r".*?([\d.]+)x, (?:with )?([\d.]+)x its memory; `benchmarks/results/"
+    found = re.search(told + ratio + name, README, re.DOTALL)
+    digits = 0 if field == "tokens_per_second" else 1
+    speeds = [f"{side[field]:.{digits}f}" for side in (ours, theirs)]
+    ratios = [f"{ours[field] / theirs[field]:.1f}", f"{ours['max_rss_mib'] / theirs['max_rss_mib']:.2f}"]
+    assert found is not None
+    assert [*found.groups()] == [*speeds, *ratios]
+
+
 def test_the_first_contact_is_what_its_record_says() -> None:
     found = json.loads((RESULTS / "first_contact.json").read_text(encoding="utf-8"))
     ours = found["summary"]["ours"]
