@@ -25,6 +25,7 @@ PACKAGES = (
     "httpx",
     "rich",
     "matplotlib",
+    "psutil",
     "prefect",
     "fastapi",
 )

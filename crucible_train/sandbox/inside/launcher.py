@@ -216,6 +216,13 @@ def _named(space: dict[str, Any], name: str) -> Any:
     return found
 
 
+def _compiled(source: str) -> Any:
+    """The program, or a SyntaxError: for a NUL, which Python 3.11 up to .3 calls a ValueError, too."""
+    if "\0" in source:
+        raise SyntaxError("source code string cannot contain null bytes")
+    return compile(source, "main.py", "exec")
+
+
 def _answer(channel: _Channel, function: Any, calls: list[Any], value_bytes: int) -> None:
     for index, (arguments, keywords) in enumerate(calls):
         try:
@@ -275,7 +282,7 @@ def main(request_fd: int, channel_fd: int) -> None:
     sys.path[:0] = [os.getcwd(), *request["import_paths"]]  # noqa: PTH109
     channel.send("ready")
     try:
-        exec(compile(request["source"], "main.py", "exec"), module.__dict__)  # noqa: S102 - the purpose of it all
+        exec(_compiled(request["source"]), module.__dict__)  # noqa: S102 - the purpose of it all
         if request["function"]:
             _answer(channel, _named(module.__dict__, request["function"]), request["calls"], request["value_bytes"])
     except SystemExit:
