@@ -118,7 +118,7 @@ def plan_of(config: DPOConfig, num_preferences: int) -> BatchPlan:
 
 
 def peak_rate(config: DPOConfig, hidden_size: int) -> float:
-    """The peak learning rate: as configured, or a twentieth of what supervised tuning takes."""
+    """The peak learning rate: as configured, or a tenth of what supervised tuning takes."""
     if config.train.learning_rate is not None:
         return config.train.learning_rate
     return float(f"{_SHARE_OF_SUPERVISED_RATE * supervised_rate(config.train, config.peft, hidden_size):.1e}")
