@@ -171,12 +171,12 @@ def test_no_tag_takes_the_place_of_one_by_which_a_run_is_known(mlflow_database, 
     tags = ["crucible.tracker_id", "mlflow.runName", "group", "a:b", "a_b", "plain"]
     for _ in range(2):
         logger = MlflowLogger()
-        logger.start(run_info(tags=tags, group="", name="mine"))
+        logger.start(run_info(tags=tags, group=""))
         logger.finish("done")
     (found,) = runs(mlflow_database, "crucible-train")
     known = found.data.tags
     assert known["crucible.tracker_id"] == run_info().tracker_id
-    assert (known["mlflow.runName"], known["plain"], known["tag.group"]) == ("mine", "true", "true")
+    assert (known["mlflow.runName"], known["plain"], known["tag.group"]) == ("run", "true", "true")
     assert known["tag.crucible.tracker_id"] == known["tag.mlflow.runName"] == "true"
     assert len([tag for tag in known if tag.startswith("a_b")]) == 2
 
