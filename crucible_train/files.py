@@ -5,6 +5,8 @@ folder is synced. Nothing else in the package opens a file for writing (``tests/
 is killed at any instant leaves either the old bytes or the new ones.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -16,12 +18,18 @@ from pathlib import Path
 from typing import IO, Any
 
 TEMPORARY_MARK = ".tmp-"
+_DISCARDED = f"{TEMPORARY_MARK}deleted-"
 
 
 @contextmanager
-def atomic_open(path: Path) -> Iterator[IO[bytes]]:
-    """Open ``path`` for writing so that it appears whole when the block ends, and not at all if it raises."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def atomic_open(path: Path, *, makes_folder: bool = True) -> Iterator[IO[bytes]]:
+    """Open ``path`` for writing so that it appears whole when the block ends, and not at all if it raises.
+
+    Raises:
+        FileNotFoundError: its folder does not exist, and is not to be made.
+    """
+    if makes_folder:
+        path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f"{TEMPORARY_MARK}{uuid.uuid4().hex}-{path.name}"
     try:
         with temporary.open("xb") as file:
@@ -135,6 +143,62 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def discard(folder: Path) -> None:
+    """Delete a folder. It loses its name first: what a failure leaves is found by ``discarded``.
+
+    Raises:
+        OSError: not all of it could be deleted.
+    """
+    doomed = folder.with_name(f"{_DISCARDED}{uuid.uuid4().hex}-{folder.name}")
+    folder.rename(doomed)
+    sync_folder(folder.parent)
+    shutil.rmtree(doomed)
+
+
+def discarded(folder: Path) -> list[Path]:
+    """What earlier calls of ``discard`` have left of a folder."""
+    named = [path for path in folder.parent.glob(f"{_DISCARDED}*") if path.is_dir() and not path.is_symlink()]
+    return sorted(path for path in named if path.name.removeprefix(_DISCARDED).partition("-")[2] == folder.name)
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold a folder, together with others who do, until the block ends or the process does: ``is_held`` is true then.
+
+    Where the file system knows no locks, nothing is held.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def is_held(folder: Path) -> bool:
+    """Whether anybody holds a folder; not, where there is none."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # the file system knows no locks
+        return False
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def num_bytes(path: Path) -> int:
+    """How much a file holds, or all files in a folder; what is not there holds nothing."""
+    inside = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in inside if file.is_file())
 
 
 def sync_file(path: Path) -> None:

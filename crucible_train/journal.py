@@ -20,7 +20,7 @@ EVENTS_FILE = "events.jsonl"
 RUN_FILE = "run.json"
 MEDIA = "media"
 
-Phase = Literal["training", "trained", "done", "failed"]
+Phase = Literal["training", "trained", "done", "failed", "interrupted"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,8 @@ class TrackedRun:
     Attributes:
         info: what trackers are told of it.
         trackers: names of those that are to have it.
-        phase: ``training``, ``trained`` (every step is there, results may follow), ``done`` or ``failed``.
+        phase: ``training``, ``trained`` (every step is there, results may follow), ``done``, ``failed``, or
+            ``interrupted`` (it was asked to stop).
     """
 
     info: RunInfo
@@ -41,6 +42,11 @@ class TrackedRun:
     def has_all_steps(self) -> bool:
         """Whether no further step, and no further part of one, can come."""
         return self.phase in ("trained", "done")
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it is done or broke off."""
+        return self.phase in ("done", "failed", "interrupted")
 
 
 class Journal:

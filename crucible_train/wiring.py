@@ -6,6 +6,7 @@ at once: an adapter that is missing or half implemented is reported by name, not
 
 import importlib.util
 import inspect
+import os
 import pkgutil
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
@@ -39,11 +40,13 @@ class Tracker:
         target: its logger, as module:name; made without arguments.
         library: what it needs to import.
         extra: what of ``crucible-train`` to install for that; empty where nothing is needed.
+        switched_off_by: what in the environment, as ``NAME=value``, says that nothing is to be sent.
     """
 
     target: str
     library: str = ""
     extra: str = ""
+    switched_off_by: str = ""
 
 
 # metrics.jsonl is written by every run; these are what can be had besides: in the process that trains ...
@@ -55,7 +58,7 @@ _ADAPTERS = "crucible_train.adapters.loggers"
 TRACKERS: Mapping[str, Tracker] = {
     "csv": Tracker(f"{_ADAPTERS}.csv_file:CSVLogger"),
     "tensorboard": Tracker(f"{_ADAPTERS}.tensorboard_events:TensorBoardLogger", "tensorboard", "tensorboard"),
-    "wandb": Tracker(f"{_ADAPTERS}.wandb_runs:WandbLogger", "wandb", "wandb"),
+    "wandb": Tracker(f"{_ADAPTERS}.wandb_runs:WandbLogger", "wandb", "wandb", "WANDB_MODE=disabled"),
     "mlflow": Tracker(f"{_ADAPTERS}.mlflow_runs:MlflowLogger", "mlflow", "mlflow"),
     "trackio": Tracker(f"{_ADAPTERS}.trackio_runs:TrackioLogger", "trackio", "trackio"),
     "neptune": Tracker(f"{_ADAPTERS}.neptune_file:NeptuneLogger", "neptune_scale", "neptune"),
@@ -89,6 +92,8 @@ def metrics_logger(names: Sequence[str], report: Callable[[str], None]) -> Metri
 
     if problems := check_names(names):
         raise ConfigError(problems)
+    for line in switched_off(names):
+        report(line)
     made = {name: _logger(name) for name in resolved(names) if name in LOGGERS}
     if trackers := tracker_names(names):
         made["tracking"] = conforming(ReplicatedLogger(trackers), MetricsLogger, "tracking")
@@ -112,8 +117,14 @@ def tracker(name: str) -> MetricsLogger:
 
 
 def tracker_names(report_to: Sequence[str]) -> list[str]:
-    """Those of ``report_to`` that are sent to from a process of their own."""
-    return [name for name in resolved(report_to) if name not in LOGGERS]
+    """Those of ``report_to`` that are sent to from a process of their own, and are not switched off."""
+    return [name for name in resolved(report_to) if name not in LOGGERS and not _is_switched_off(name)]
+
+
+def switched_off(report_to: Sequence[str]) -> list[str]:
+    """A line for each of ``report_to`` to which, by the environment, nothing is sent."""
+    off = [name for name in resolved(report_to) if _is_switched_off(name)]
+    return [f"{name}: {TRACKERS[name].switched_off_by}, so nothing is sent there" for name in off]
 
 
 def resolved(report_to: Sequence[str]) -> list[str]:
@@ -140,12 +151,12 @@ def hardware(config: EngineConfig) -> Hardware:
     return choose_hardware(config.device, config.precision, config.num_threads, local_cache())
 
 
-def machine_load() -> Callable[[], Mapping[str, float]]:
-    """What tells, without waiting, how busy the machine is."""
+def machine_load(report: Callable[[str], None]) -> Callable[[], Mapping[str, float]]:
+    """What tells, without waiting, how busy the machine is; ``report`` gets a line where the GPU cannot be asked."""
     from crucible_train.adapters.machine_load import MachineLoad
     from crucible_train.adapters.torch_local.gpu_load import gpu_load
 
-    return MachineLoad(gpu_load).newest
+    return MachineLoad(gpu_load, report).newest
 
 
 def training_client(
@@ -269,6 +280,11 @@ def _problem_of(name: str) -> str:
     if wanted.library and not _is_installed(wanted.library):
         return f'report_to: {name} needs the library {wanted.library}: pip install "crucible-train[{wanted.extra}]"'
     return ""
+
+
+def _is_switched_off(name: str) -> bool:
+    variable, _, value = TRACKERS[name].switched_off_by.partition("=") if name in TRACKERS else ("", "", "")
+    return bool(variable) and os.environ.get(variable, "").strip().lower() == value
 
 
 def _is_installed(module: str) -> bool:

@@ -24,7 +24,7 @@ from crucible_train.recipes.dpo import DPOConfig
 from crucible_train.stages import run_directory
 from crucible_train.stages.chat_format import settled
 from crucible_train.stages.dpo.train import TrainDPO
-from crucible_train.tracking.ending import conclude
+from crucible_train.tracking.ending import at_work, conclude
 from flows.artifacts import publish_dpo, publish_trackers
 from flows.stopping import stoppable
 from flows.trained import Trained
@@ -58,15 +58,16 @@ async def learn_preferences(config: DPOConfig) -> Trained:
     run_dir = run_directory.place(config, run_id)
     terminal.field("run", str(run_dir))
     run_directory.begin(run_dir, config)
-    trained = (await train(config, hardware, run_dir, inputs)).ref
+    with at_work(run_dir):
+        trained = (await train(config, hardware, run_dir, inputs)).ref
 
-    after = (await evaluate(config, hardware, given | {"trained": trained}, "after")).ref
-    refs = inputs | {"trained": trained, "after": after}
-    packaged = await package(config, hardware, run_dir, refs)
-    folder = wiring.blob_store(config.cache_dir).fetch(packaged.ref)
-    seconds = time.monotonic() - started
-    is_new = run_directory.finish(run_dir, folder, config, refs | {"package": packaged.ref}, hardware, seconds)
-    await publish_dpo(folder)
-    run_directory.report(run_dir, folder, is_new=is_new)
-    await publish_trackers(await conclude(run_dir, config))
+        after = (await evaluate(config, hardware, given | {"trained": trained}, "after")).ref
+        refs = inputs | {"trained": trained, "after": after}
+        packaged = await package(config, hardware, run_dir, refs)
+        folder = wiring.blob_store(config.cache_dir).fetch(packaged.ref)
+        seconds = time.monotonic() - started
+        is_new = run_directory.finish(run_dir, folder, config, refs | {"package": packaged.ref}, hardware, seconds)
+        await publish_dpo(folder)
+        run_directory.report(run_dir, folder, is_new=is_new)
+        await publish_trackers(await conclude(run_dir, config))
     return Trained(run_dir, model, trained, packaged.ref)

@@ -273,3 +273,26 @@ def test_files_can_be_read_by_whom_the_user_lets(tmp_path: Path) -> None:
     finally:
         os.umask(mask)
     assert {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()} == {0o640}
+
+
+def test_a_folder_is_held_by_any_number_until_the_last_lets_go(tmp_path: Path) -> None:
+    program = "import sys; from pathlib import Path; from crucible_train import files\n"
+    program += "with files.held(Path(sys.argv[1])): print('held', flush=True); input()"
+    assert not files.is_held(tmp_path)
+    words = [sys.executable, "-c", program, str(tmp_path)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with files.held(tmp_path):
+            assert files.is_held(tmp_path)
+        assert files.is_held(tmp_path)
+        other.kill()
+        other.wait()
+    assert not files.is_held(tmp_path)
+    assert not files.is_held(tmp_path / "nowhere")
+
+
+def test_a_file_can_be_kept_from_making_its_folder(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), files.atomic_open(tmp_path / "new" / "file", makes_folder=False):
+        pass
+    assert not [*tmp_path.iterdir()]

@@ -18,9 +18,14 @@ class MachineLoad:
     one taken meanwhile. Walking the processes takes some milliseconds on a busy machine, which no step is to pay.
     """
 
-    def __init__(self, gpu: Callable[[], Load] = dict) -> None:
-        """Take the first sample; ``gpu`` gives what is to be told of the GPU besides."""
-        self._gpu = gpu
+    def __init__(self, gpu: Callable[[], Load] = dict, report: Callable[[str], None] = lambda _: None) -> None:
+        """Take the first sample.
+
+        Args:
+            gpu: gives what is to be told of the GPU besides.
+            report: is told, in a line and once, that it does not.
+        """
+        self._gpu, self._report, self._is_reported = gpu, report, False
         self._process = psutil.Process()
         self._thread = ThreadPoolExecutor(1, "machine-load")
         psutil.cpu_percent()  # counts from here: what it says first is of no interval
@@ -49,7 +54,16 @@ class MachineLoad:
                 load["system/cpu_percent"] = psutil.cpu_percent()
         except (psutil.Error, OSError):  # a machine that does not tell is no reason to stop a run
             return {}
-        return {**load, **self._gpu()}
+        return {**load, **self._gpu_load()}
+
+    def _gpu_load(self) -> Load:
+        try:
+            return self._gpu()
+        except Exception as error:  # noqa: BLE001 - a driver may raise anything, and no step is to end by it
+            if not self._is_reported:
+                self._is_reported = True
+                self._report(f"the load of the GPU is not told: {type(error).__name__}: {error}")
+            return {}
 
     def _memory(self) -> int:
         """Resident bytes of this process and of its children, as far as those still live."""

@@ -5,8 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
+from crucible_train import files
+
 RunStatus = Literal["done", "failed", "interrupted"]
 Cell = str | int | float | bool | None
+SLOWEST_BYTES_A_SECOND = 256 << 10
+"""An upload that is slower than this has stopped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +78,11 @@ class LoggedArtifact:
     path: Path | None = None
     aliases: Sequence[str] = ()
     facts: Mapping[str, Cell] = field(default_factory=dict)
+
+    @property
+    def upload_s(self) -> float:
+        """Seconds that sending its files may take."""
+        return 0.0 if self.path is None else files.num_bytes(self.path) / SLOWEST_BYTES_A_SECOND
 
 
 class LoggerUnavailable(Exception):

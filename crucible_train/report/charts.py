@@ -99,7 +99,7 @@ def small_chart(records: Sequence[Record], name: str, label: str) -> Figure:
 
     def draw(axes: Axes) -> None:
         _line(axes, records, name, _TRAIN, label)
-        axes.set_title(label, loc="left", fontsize=10, color=_INK)
+        axes.set_title(label, loc="left", fontsize=10, color=_INK, parse_math=False)
 
     return _figure(draw, (3.6, 2.1))
 
@@ -126,7 +126,7 @@ def overlaid_chart(curves: Sequence[tuple[int, Sequence[tuple[int, float]]]], la
             axes.plot(
                 steps, values, color=line_colour(number), linestyle=dash, linewidth=1.6, marker=few, markersize=3.5
             )
-        axes.set_title(label, loc="left", fontsize=10, color=_INK)
+        axes.set_title(label, loc="left", fontsize=10, color=_INK, parse_math=False)
 
     return _figure(draw, (7.4, 3.0) if is_large else (3.6, 2.1))
 

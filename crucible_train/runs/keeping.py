@@ -2,13 +2,13 @@
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from crucible_train import files, terminal
-from crucible_train.errors import ConfigError
+from crucible_train.errors import ConfigError, RunError
 from crucible_train.report.conversations import visible
-from crucible_train.runs.reading import TAGS, Run, find_run
+from crucible_train.runs.reading import TAGS, TRACKING, Run, find_run
 
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/=+-]{0,63}")
 
@@ -41,19 +41,44 @@ def untag(run: Run, tags: Sequence[str]) -> None:
 def delete(names: Sequence[str], folder: Path, *, is_sure: bool) -> None:
     """Delete run directories that lie in ``folder``, after a question unless ``is_sure``: all of them or none.
 
+    What an earlier deletion could not finish goes too when the run is named again.
+
     Raises:
-        ConfigError: one is no run, is a link or lies elsewhere, or there is nobody to ask.
+        ConfigError: one is no run, is at work, is a link or lies elsewhere, or there is nobody to ask.
+        RunError: not all of one could be deleted.
     """
-    runs = list({run.path: run for run in (_to_delete(name, folder) for name in names)}.values())
-    if not is_sure:
+    remains = {path for name in names for path in _remains(name, folder)}
+    there = [name for name in names if _is_there(name, folder) or not _remains(name, folder)]
+    runs = list({run.path: run for run in (_to_delete(name, folder) for name in there)}.values())
+    if runs and not is_sure:
         if not sys.stdin.isatty():
             raise ConfigError("--yes: there is no terminal to ask at, so say this to delete without a question")
         if not _agrees(runs):
             terminal.say("nothing was deleted")
             return
+    for path in sorted(remains):
+        _delete(path, files.remove)
     for run in runs:
-        files.remove(run.path)
-        terminal.field("deleted", str(run.path))
+        _delete(run.path, files.discard)
+
+
+def _delete(path: Path, remove: Callable[[Path], None]) -> None:
+    try:
+        remove(path)
+    except OSError as error:
+        again = "once that is mended, delete it again"
+        raise RunError(f"{path}: not all of it could be deleted: {error}; {again}") from error
+    terminal.field("deleted", str(path))
+
+
+def _remains(name: str, folder: Path) -> list[Path]:
+    """What an earlier deletion has left of a run."""
+    own = Path(name).name
+    return files.discarded(folder / own) if own else []
+
+
+def _is_there(name: str, folder: Path) -> bool:
+    return any(path.is_dir() or path.is_symlink() for path in (folder / name, Path(name).expanduser()))
 
 
 def _to_delete(name: str, folder: Path) -> Run:
@@ -69,6 +94,10 @@ def _to_delete(name: str, folder: Path) -> Run:
     found = find_run(name, folder).path.resolve()
     if found.parent != folder.resolve():
         raise ConfigError(f"{found}: it does not lie in {folder}; say --folder {found.parent} if it should go")
+    if files.is_held(found):
+        raise ConfigError(f"{found}: a process works in it; stop that first")
+    if files.is_held(found / TRACKING):
+        raise ConfigError(f"{found}: it is being sent to a tracker; wait for that, or end that process first")
     return Run(found)
 
 

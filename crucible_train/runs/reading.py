@@ -18,6 +18,7 @@ from crucible_train.config.base import Section
 from crucible_train.config.fields import REQUIRED, tree_of
 from crucible_train.config.suggestions import nearest
 from crucible_train.errors import ConfigError
+from crucible_train.journal import RUN_FILE
 from crucible_train.metrics_file import METRICS_FILE, TIMINGS_FILE, read_metrics
 from crucible_train.recipes.distill import DistillConfig
 from crucible_train.recipes.dpo import DPOConfig
@@ -174,9 +175,15 @@ class Run:
 
 
 def is_run(path: Path) -> bool:
-    """Whether a folder is a run's: a configuration, and something that was done with it."""
+    """Whether a folder is a run's: a recipe's configuration, and something that was done with it.
+
+    Where the configuration is none that is known, the run's record or its trackers' file must say that it is a run.
+    """
     has_work = any((path / name).exists() for name in (METRICS_FILE, RECORD, *CHECKPOINTS))
-    return (path / CONFIG).is_file() and has_work
+    if path.name.startswith(files.TEMPORARY_MARK) or not has_work or not (path / CONFIG).is_file():
+        return False
+    run = Run(path)
+    return run.method != UNKNOWN or "run_id" in run.record or (path / TRACKING / RUN_FILE).is_file()
 
 
 def find_runs(folder: Path) -> list[Run]:
@@ -201,7 +208,9 @@ def find_run(name: str, folder: Path) -> Run:
     if is_run(found):
         return Run(found if found.name not in ("", "..") else found.resolve())
     if found.is_dir():
-        raise ConfigError(f"{found}: it is no run: a run has {CONFIG} and {METRICS_FILE}, {RECORD} or checkpoints")
+        raise ConfigError(
+            f"{found}: it is no run: a run has the {CONFIG} of a recipe, and {METRICS_FILE}, {RECORD} or checkpoints"
+        )
     known = [run.run_id for run in find_runs(folder)] if folder.is_dir() else []
     meant = nearest(name, known) or "`list` says what there is"
     raise ConfigError(f"{name}: there is no such run in {folder}; {meant}")

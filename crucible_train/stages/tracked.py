@@ -1,6 +1,7 @@
 """What a run's loggers are told when it starts, and what its journal gets when all of it is done."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,11 @@ from crucible_train import files, wiring
 from crucible_train.config.redaction import hide_secrets, redacted
 from crucible_train.config.run_config import RunConfig
 from crucible_train.data.preparation import SUMMARY
-from crucible_train.errors import ArtifactError
+from crucible_train.errors import ArtifactError, Interrupted
 from crucible_train.evaluation.comparison import ALONE
-from crucible_train.journal import Journal, TrackedRun, begin, read_run
-from crucible_train.metrics_file import last_step
-from crucible_train.ports import Cell, LoggedArtifact, MetricsLogger, RunInfo
+from crucible_train.journal import Journal, Phase, TrackedRun, begin, read_run
+from crucible_train.metrics_file import MetricsFile, last_step
+from crucible_train.ports import Cell, LoggedArtifact, MetricsLogger, RunInfo, RunStatus
 from crucible_train.stages.base import open_artifact
 from crucible_train.stages.package import EVALUATION, PUBLISHED, REPORT
 from crucible_train.stages.run_directory import CONFIG, RECORD
@@ -29,6 +30,31 @@ def start(logger: MetricsLogger, config: RunConfig, run_dir: Path, num_steps: in
     """Tell the loggers of a run and of its settings."""
     logger.start(run_info(config, run_dir, num_steps, first_step))
     logger.log_hparams(settings(redacted(config)))
+
+
+@contextmanager
+def ended(metrics: MetricsFile, logger: MetricsLogger) -> Iterator[None]:
+    """Tell the run's own file and its loggers how the block ended; the loggers hear of it whatever the file does."""
+    status: RunStatus = "failed"
+    try:
+        yield
+        status = "done"
+    except BaseException as error:
+        status = status_of(error)
+        raise
+    finally:
+        try:
+            metrics.finish(status)
+        except BaseException:
+            status = "failed"
+            raise
+        finally:
+            logger.finish(status)
+
+
+def status_of(error: BaseException) -> RunStatus:
+    """How a run ends that this stops: what is no error, such as a cancellation, asked it to."""
+    return "failed" if isinstance(error, Exception) and not isinstance(error, Interrupted) else "interrupted"
 
 
 def run_info(config: RunConfig, run_dir: Path, num_steps: int, first_step: int) -> RunInfo:
@@ -86,9 +112,12 @@ def note_results(run_dir: Path, artifacts: str) -> None:
 
 
 def described(run_dir: Path) -> TrackedRun:
-    """A run as it was tracked. One that never was is described from its files first, as a run that has ended."""
+    """A run as it was tracked.
+
+    One that never was is described from its files first, as a run that has ended, unless a process works in it.
+    """
     known = read_run(run_dir)
-    if known is not None:
+    if known is not None and (known.trackers or known.phase == "done"):
         return known
     config = files.read_json(run_dir / CONFIG) or {}
     told = config.get("tracking") or {}
@@ -96,7 +125,8 @@ def described(run_dir: Path) -> TrackedRun:
     num_steps = max(last_step(run_dir), 0)
     info = RunInfo(run_dir.name, run_dir, config, num_steps, 0, name=told.get("name") or run_dir.name)
     info = replace(info, project=told.get("project") or info.project, group=told.get("group") or "")
-    return begin(replace(info, tags=tuple(told.get("tags") or ()), notes=told.get("notes") or ""), (), "done")
+    phase: Phase = "training" if files.is_held(run_dir) else "done"
+    return begin(replace(info, tags=tuple(told.get("tags") or ()), notes=told.get("notes") or ""), (), phase)
 
 
 def _row(compared: Mapping[str, Any]) -> list[Cell]:

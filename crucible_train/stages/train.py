@@ -12,7 +12,7 @@ from crucible_train.evaluation.answers import answer_metrics
 from crucible_train.evaluation.nll import nll_metrics, read_measured, write_measured
 from crucible_train.loop.run import TrainingRun
 from crucible_train.loop.training import TrainingResult, peak_rate
-from crucible_train.ports import MetricsLogger, ModelInfo, RunStatus, TrainingClient
+from crucible_train.ports import MetricsLogger, ModelInfo, TrainingClient
 from crucible_train.recipes.sft import SFTConfig, plan_of, train
 from crucible_train.renderers.record import RECORD_FILE
 from crucible_train.stages import tracked
@@ -115,7 +115,7 @@ class Train(Stage[SFTConfig]):
 
         kept = {RECORD_FILE: renderer_record(config, inputs["model"], client.tokenizer()).to_bytes()}
         run = TrainingRun(self._run_dir, client, logger, config.checkpoint, _report, on_start, kept)
-        run.watch(wiring.machine_load())
+        run.watch(wiring.machine_load(_report))
         _describe(config, client.model_info(), num_steps)
         base = files.read_json(inputs["before"] / "summary.json") if "before" in inputs else None
         first = {k: v for k, v in base["metrics"].items() if k in _NLL_METRICS} if base else {}
@@ -127,13 +127,8 @@ class Train(Stage[SFTConfig]):
             write_measured(self._run_dir / "eval" / MEASURED, step, found)
             return nll_metrics(found) | answer_metrics(await held_out.answers(client))
 
-        status: RunStatus = "failed"
-        try:
+        with tracked.ended(run.metrics, logger):
             result = await train(config, client, examples, evaluate, run, first)  # type: ignore[arg-type]
-            status = "done"
-        finally:
-            run.metrics.finish(status)
-            logger.finish(status)
         return result
 
     def _publish(self, model_dir: Path, result: TrainingResult, folder: Path) -> None:

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from filelock import Timeout
 
-from crucible_train import journal, terminal, wiring
+from crucible_train import files, journal, terminal, wiring
 from crucible_train.errors import ConfigError, CrucibleError
 from crucible_train.journal import TrackedRun
 from crucible_train.metrics_file import METRICS_FILE
 from crucible_train.tracking.cursor import Cursor
-from crucible_train.tracking.follow import DRAIN_S, Follower
+from crucible_train.tracking.follow import DRAIN_S, Follower, print_failure
 from crucible_train.tracking.replica import Left, Replica, exported, replicas
 
 _LOOK_EVERY_S = 0.2
@@ -32,6 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         for line in str(error).splitlines():
             sys.stderr.write(f"error: {line}\n")
         return error.exit_status
+    except Exception as error:  # noqa: BLE001 - shown whole, but for secrets: a follower's log is kept
+        print_failure(error)
+        return 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -113,6 +116,8 @@ def _export(given: argparse.Namespace) -> int:
         raise ConfigError(f"{run_dir}: it holds no {METRICS_FILE}, so it is no run directory")
     if problems := wiring.check_names(given.to):
         raise ConfigError([problem.replace("report_to", "--to") for problem in problems])
+    if off := wiring.switched_off(given.to):
+        raise ConfigError([f"--to: {line}" for line in off])
     if wrong := [name for name in given.to if not wiring.tracker_names([name])]:
         raise ConfigError(f"--to: {wrong[0]} is no tracker")
     run = _exportable(run_dir)
@@ -130,6 +135,14 @@ def _exportable(run_dir: Path) -> TrackedRun:
 def _follow(given: argparse.Namespace) -> int:
     os.nice(19)  # training must not feel it: importing a client alone costs seconds of processor time
     replica = Replica(given.place, given.replica)
+    if not replica.cursor_path.parent.is_dir():
+        raise ConfigError(f"{given.place}: nothing is tracked there")
+    with files.held(replica.cursor_path.parent):
+        return _followed(replica, given)
+
+
+def _followed(replica: Replica, given: argparse.Namespace) -> int:
+    """Send what a replica lacks, when nobody else does."""
     lock, started = replica.lock(), time.monotonic()
     while True:
         try:
@@ -148,7 +161,7 @@ def _follow(given: argparse.Namespace) -> int:
         follower = Follower(replica, wiring.tracker, parent=given.parent, drain_s=given.wait_s, is_ended=given.ended)
         follower.watch()
         cursor = follower.follow()
-    return 0 if cursor.state in ("done", "left") else 1
+    return 0 if cursor.state in ("done", "left") and not cursor.left_out else 1
 
 
 def _sent(run: TrackedRun, replica: Replica, given: argparse.Namespace) -> bool:
@@ -168,17 +181,17 @@ def _sent(run: TrackedRun, replica: Replica, given: argparse.Namespace) -> bool:
 
 
 def _change(before: Cursor, after: Cursor) -> str:
-    num_events = after.num_events - before.num_events
+    num_events = after.num_events - len(after.left_out) - before.num_events + len(before.left_out)
     steps = f"steps {before.last_step + 1} to {after.last_step}" if after.last_step > before.last_step else ""
     events = f"{num_events} event{'s' if num_events > 1 else ''}" if num_events else ""
     return f"sent {' and '.join(filter(None, (steps, events)))}" if steps or events else "nothing was sent"
 
 
 def _described(name: str, cursor: Cursor, left: Left) -> str:
-    left_out = f"left out: {cursor.left_out}" if cursor.left_out else ""
+    left_out = f"not taken: {' | '.join(one.why for one in cursor.left_out)}" if cursor.left_out else ""
     parts = [f"{name}: {f'lacks {left.text}' if left.is_behind else 'has everything'}"]
     if left.num_held:
-        parts.append("the newest step is held back until the run goes on; sync --ended sends it")
+        parts.append("the newest step is held back until the run goes on; sync --ended sends it where nobody trains it")
     parts += [part for part in (cursor.problem, left_out, cursor.url) if part]
     return "; ".join(parts)
 

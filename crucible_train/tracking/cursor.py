@@ -1,5 +1,6 @@
 """How far a tracker has come: ``tracking/NAME.json`` of a run directory, written when what was sent is safe."""
 
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -7,6 +8,19 @@ from typing import Literal
 from crucible_train import files
 
 State = Literal["new", "sending", "unavailable", "refused", "left", "done"]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class LeftOut:
+    """An event that a tracker did not take.
+
+    Attributes:
+        number: its place in the journal, from 0.
+        why: what it is and why, in a line without secrets.
+    """
+
+    number: int
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,11 +32,11 @@ class Cursor:
         tracker_id: what the run is called there.
         url: where a person finds it; None where there is no such page, or it is not known yet.
         last_step: the newest step that is safe there; -1 for none.
-        num_events: how many of the journal's events are done with, from its beginning.
+        num_events: how many of the journal's events are done with, from its beginning; those left out are among them.
         state: ``done`` when all of a finished run is there, ``left`` when nothing more could be sent yet,
             ``unavailable`` and ``refused`` when the last try failed.
         problem: why, in a line without secrets.
-        left_out: the last event that the tracker has no way to take, and why.
+        left_out: the events that the tracker did not take, which every later follower tries again.
     """
 
     tracker: str
@@ -32,22 +46,26 @@ class Cursor:
     num_events: int = 0
     state: State = "new"
     problem: str | None = None
-    left_out: str | None = None
+    left_out: tuple[LeftOut, ...] = ()
 
 
 def read_cursor(path: Path) -> Cursor | None:
     """What stands in the file; None where there is none, or it is damaged."""
     values = files.read_json(path)
+    if not isinstance(values, dict):
+        return None
     try:
-        return Cursor(**values) if isinstance(values, dict) else None
+        left_out = tuple(LeftOut(**one) for one in values.get("left_out") or ())
+        return Cursor(**{**values, "left_out": left_out})
     except TypeError:
         return None
 
 
 def write_cursor(path: Path, cursor: Cursor) -> None:
-    """Write it, whole or not at all.
+    """Write it, whole or not at all, into the folder of a run that is there.
 
     Raises:
-        OSError: it could not be written.
+        OSError: it could not be written, or the run has been deleted.
     """
-    files.write_json(path, asdict(cursor))
+    with files.atomic_open(path, makes_folder=False) as file:
+        file.write(json.dumps(asdict(cursor), indent=2, ensure_ascii=False).encode() + b"\n")

@@ -8,6 +8,7 @@ what it already holds, and the cursor moves when a flush has made what was sent 
 opened anew, so that what was on its way is not sent twice.
 """
 
+import contextlib
 import errno
 import math
 import os
@@ -15,28 +16,31 @@ import sys
 import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from crucible_train import files
 from crucible_train.config.redaction import hide_secrets
 from crucible_train.errors import ConfigError
 from crucible_train.journal import FOLDER, TrackedRun, read_run
 from crucible_train.ports import LoggedArtifact, LoggerUnavailable, MetricsLogger, RunStatus
-from crucible_train.tracking.backoff import Backoff
-from crucible_train.tracking.cursor import Cursor, State, write_cursor
+from crucible_train.tracking.backoff import LONGEST_S, Backoff
+from crucible_train.tracking.cursor import Cursor, LeftOut, State, write_cursor
 from crucible_train.tracking.replica import Replica, named
 from crucible_train.tracking.tail import EventFeed, Step, StepFeed
 
 DRAIN_S = 60.0
 """How long a follower whose run has ended, or whose trainer is gone, goes on without anything being taken."""
-IDLE_S = 30.0
-"""How long one waits for the results of a run whose last step is sent."""
 _LOOK_EVERY_S = 0.2
 _STEPS_A_FLUSH = 200
 _NUM_REFUSALS = 3
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
+_NO_FILE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+_STATUS: Mapping[str, RunStatus] = {"done": "done", "failed": "failed"}
+"""How a run has ended, by its phase; one that stands at any other was interrupted."""
 
 
 class Follower:
@@ -63,6 +67,9 @@ class Follower:
         self._replica, self._make, self._parent = replica, make, parent
         self._drain_s, self._is_ended = drain_s, is_ended
         self._backoff, self._num_refusals = Backoff(), 0
+        self._num_failures: Counter[int] = Counter()
+        self._retried: set[int] = set()
+        self._upload_s = 0.0
         self._steps, self._events = StepFeed(replica.run_dir), EventFeed(replica.run_dir)
         self._progress_at = time.monotonic()
         self._ended_at: float | None = None
@@ -79,17 +86,19 @@ class Follower:
                 state, text, wait_s = "unavailable", str(error), error.retry_after_s
             except OSError as error:
                 if error.errno not in _FULL:
-                    _print(error)
-                    self._num_refusals += 1
+                    self._count_refusal(error)
                 state, text, wait_s = "unavailable", f"{error.strerror or error}", None
             except Exception as error:  # noqa: BLE001 - whatever a client raises is told, and tried again a few times
-                _print(error)
-                self._num_refusals += 1
+                self._count_refusal(error)
                 state, text, wait_s = "refused", f"{type(error).__name__}: {error}", None
             else:
                 return self._cursor
             self._note(state, text)  # type: ignore[arg-type]
-            if self._num_refusals >= _NUM_REFUSALS or not self._sleep(self._backoff.next_s(wait_s)):
+            is_hopeless = self._num_refusals >= _NUM_REFUSALS
+            if is_hopeless and not self._goes_on():
+                return self._cursor
+            seconds = LONGEST_S if is_hopeless else self._backoff.next_s(wait_s)
+            if not self._sleep(seconds, is_wish=wait_s is not None):
                 return self._cursor
 
     def watch(self) -> None:
@@ -111,25 +120,25 @@ class Follower:
         # the tracker knows better than the cursor: a file that was torn holds nothing and gets everything again
         num_events = self._cursor.num_events if opened.last_step >= self._cursor.last_step else 0
         self._open_feeds()
-        held = replace(self._cursor, last_step=opened.last_step, num_events=num_events)
+        left_out = tuple(one for one in self._cursor.left_out if one.number < num_events)
+        held = replace(self._cursor, last_step=opened.last_step, num_events=num_events, left_out=left_out)
         self._save(replace(held, url=opened.url or held.url, state="sending"))
         flush_every_s: float = getattr(logger, "flush_every_s", 0.0)
-        idle_since = time.monotonic()
         sent_at = -math.inf
         while True:
             run = self._run()
             is_orphan = not self._is_parent_there()
-            is_whole = run.has_all_steps or (self._is_ended and is_orphan)
+            is_whole = run.has_all_steps or (self._is_ended and is_orphan and not self._is_trained_now(run))
             goes_on = run.phase == "training" and not is_orphan
             if goes_on and time.monotonic() < sent_at + flush_every_s:
                 time.sleep(_LOOK_EVERY_S)
                 continue
             if self._send(logger, is_whole=is_whole):
-                idle_since = sent_at = time.monotonic()
+                sent_at = time.monotonic()
                 continue
-            is_idle = run.phase == "trained" and time.monotonic() - idle_since > IDLE_S
-            if run.phase in ("done", "failed") or is_orphan or is_idle:
-                logger.finish(_status(run, is_orphan=is_orphan))
+            if run.has_ended or is_orphan:
+                self._send_left_out(logger)
+                logger.finish(_STATUS.get(run.phase, "interrupted"))
                 self._save(replace(self._cursor, state="done" if run.phase == "done" else "left"))
                 return
             time.sleep(_LOOK_EVERY_S)
@@ -172,31 +181,70 @@ class Follower:
             unsafe.clear()
 
     def _send_event(self, logger: MetricsLogger, event: Mapping[str, Any]) -> None:
-        """Send one event. One that the tracker has no way to take is left out, and told of."""
-        left_out = self._cursor.left_out
+        """Send one event. One that the tracker does not take is left out, and told of."""
+        number, left_out = self._cursor.num_events, self._cursor.left_out
+        why = self._tried(logger, number, event)
+        if why is not None:
+            left_out = (*left_out, LeftOut(number, why))
+        self._advance(replace(self._cursor, num_events=number + 1, problem=None, left_out=left_out))
+
+    def _send_left_out(self, logger: MetricsLogger) -> None:
+        """Try once more, in this process, what the tracker did not take before."""
+        events = self._events.read(0)
+        for one in self._cursor.left_out:
+            if one.number not in self._retried and one.number < len(events):
+                why = self._tried(logger, one.number, events[one.number])
+                self._retried.add(one.number)
+                still = {other for other in self._cursor.left_out if other.number != one.number}
+                still |= set() if why is None else {LeftOut(one.number, why)}
+                self._advance(replace(self._cursor, left_out=tuple(sorted(still))))
+
+    def _tried(self, logger: MetricsLogger, number: int, event: Mapping[str, Any]) -> str | None:
+        """Send an event; why it is to be left out, where it is and not the tracker that fails, and it always does."""
         try:
+            if event["event"] == "artifact":
+                self._upload_s = _artifact(event, self._replica.run_dir).upload_s
             log_event(logger, event, self._replica.run_dir)
             logger.flush()
-        except (LoggerUnavailable, OSError):
-            raise
-        except Exception as error:  # noqa: BLE001 - a client may raise anything; the rest of the run still goes out
-            _print(error)
-            left_out = _line(f"{event['event']} {event.get('name', '')}: {type(error).__name__}: {error}")
-        num_events = self._cursor.num_events + 1
-        self._advance(replace(self._cursor, num_events=num_events, problem=None, left_out=left_out))
+        except Exception as error:  # a client may raise anything; the rest of the run still goes out
+            if not self._is_its_own(error, number):
+                raise
+            print_failure(error)
+            return _line(f"{event['event']} {event.get('name', '')}: {type(error).__name__}: {error}")
+        return None
+
+    def _is_its_own(self, error: Exception, number: int) -> bool:
+        """Whether an event has failed by itself as often as anything may."""
+        if isinstance(error, LoggerUnavailable):
+            return False
+        if isinstance(error, OSError):
+            if error.errno in _FULL or (error.filename is None and not isinstance(error, _NO_FILE)):
+                return False
+            if isinstance(error, _NO_FILE) and error.filename is not None:
+                return True
+        self._num_failures[number] += 1
+        return self._num_failures[number] >= _NUM_REFUSALS
 
     def _advance(self, cursor: Cursor) -> None:
         self._save(replace(cursor, state="sending"))
         self._progress_at = time.monotonic()
-        self._num_refusals = 0
+        self._num_refusals, self._upload_s = 0, 0.0
         self._backoff.reset()
 
+    def _count_refusal(self, error: Exception) -> None:
+        self._num_refusals += 1
+        if self._num_refusals <= _NUM_REFUSALS:  # what comes after that is the same
+            print_failure(error)
+
     def _note(self, state: State, problem: str) -> None:
-        self._save(replace(self._cursor, state=state, problem=_line(problem)))
+        try:
+            self._save(replace(self._cursor, state=state, problem=_line(problem)))
+        except OSError as error:  # the disk of the run is full: it goes on with what it remembers
+            print_failure(error)
 
     def _save(self, cursor: Cursor) -> None:
+        self._cursor = cursor  # what was sent is sent, even where that cannot be written down
         write_cursor(self._replica.cursor_path, cursor)
-        self._cursor = cursor
 
     def _run(self) -> TrackedRun:
         run = read_run(self._replica.run_dir)
@@ -207,21 +255,38 @@ class Follower:
     def _is_parent_there(self) -> bool:
         return self._parent is not None and os.getppid() == self._parent
 
+    def _is_trained_now(self, run: TrackedRun) -> bool:
+        """Whether some process trains the run, and may add to its newest step."""
+        return run.phase == "training" and files.is_held(run.info.run_dir)
+
+    def _goes_on(self) -> bool:
+        """Whether the run is being trained by the process that it waits for."""
+        run = read_run(self._replica.run_dir)
+        return run is not None and run.phase == "training" and self._is_parent_there()
+
     def _look_for_end(self) -> None:
-        if self._ended_at is None and (not self._is_parent_there() or self._run().phase in ("done", "failed")):
-            self._ended_at = time.monotonic()
+        if self._ended_at is None:
+            run = read_run(self._replica.run_dir)
+            if run is None or run.has_ended or not self._is_parent_there():
+                self._ended_at = time.monotonic()
 
     def _seconds_left(self) -> float:
-        """Seconds until it gives up; without end while the run goes on."""
+        """Seconds until it gives up, with those that files which are being sent may take; without end in training."""
         if self._ended_at is None:
             return float("inf")
-        return max(self._ended_at, self._progress_at) + self._drain_s - time.monotonic()
+        return max(self._ended_at, self._progress_at) + self._drain_s + self._upload_s - time.monotonic()
 
-    def _sleep(self, seconds: float) -> bool:
-        """Wait; False, at once where it is known, if there is no use in trying again after that."""
-        until = time.monotonic() + seconds
+    def _sleep(self, seconds: float, *, is_wish: bool) -> bool:
+        """Wait; False, at once where it is known, if there is no use in trying again after that.
+
+        The end of the run cuts it short, unless the service wished for it.
+        """
+        self._look_for_end()
+        until, was_going_on = time.monotonic() + seconds, self._ended_at is None
         while (left := until - time.monotonic()) > 0:
             self._look_for_end()
+            if was_going_on and self._ended_at is not None and not is_wish:
+                return True
             if self._seconds_left() < left:
                 return False
             time.sleep(min(left, _LOOK_EVERY_S))
@@ -245,14 +310,15 @@ def log_event(logger: MetricsLogger, event: Mapping[str, Any], run_dir: Path) ->
         case "image":
             logger.log_image(values["name"], run_dir / FOLDER / values["file"], values["step"])
         case "artifact":
-            logger.log_artifact(_artifact(values, run_dir))
+            logger.log_artifact(_artifact(event, run_dir))
         case "link":
             logger.link(**values)
         case what:
             raise ValueError(f"event {what!r} is unknown")
 
 
-def _artifact(values: Mapping[str, Any], run_dir: Path) -> LoggedArtifact:
+def _artifact(event: Mapping[str, Any], run_dir: Path) -> LoggedArtifact:
+    values = {key: value for key, value in event.items() if key not in ("id", "event")}
     path = run_dir / values["path"] if values["path"] else None  # one outside of the run's folder is absolute
     return LoggedArtifact(**{**values, "path": path})
 
@@ -267,15 +333,11 @@ def _is_due(event: Mapping[str, Any], step: Step | None, newest: int, *, is_whol
     return is_whole or bool(at <= newest)
 
 
-def _status(run: TrackedRun, *, is_orphan: bool) -> RunStatus:
-    if run.phase == "failed":
-        return "failed"
-    return "interrupted" if run.phase == "training" and is_orphan else "done"
-
-
-def _print(error: Exception) -> None:
-    """Show a failure in the follower's log, without secrets."""
-    sys.stderr.write(hide_secrets("".join(traceback.format_exception(error))))
+def print_failure(error: Exception) -> None:
+    """Show a failure in the follower's log, without secrets; a log that cannot be written stops nothing."""
+    with contextlib.suppress(OSError):
+        sys.stderr.write(hide_secrets("".join(traceback.format_exception(error))))
+        sys.stderr.flush()
 
 
 def _line(text: str) -> str:

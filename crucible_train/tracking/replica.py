@@ -18,7 +18,7 @@ class Left:
 
     Attributes:
         num_steps: steps that could be sent now.
-        num_events: events that are not there yet.
+        num_events: events that are not there yet, with those that it did not take.
         is_behind: whether there is anything to do.
         num_held: 1 where the newest step is held back, since the run may add to it when it goes on; else 0.
     """
@@ -80,7 +80,7 @@ class Replica:
         cursor, steps, events = self.cursor(run), StepFeed(self.run_dir), EventFeed(self.run_dir)
         num_all = len(steps.read(cursor.last_step, is_whole=True))
         num_steps = len(steps.read(cursor.last_step, is_whole=run.has_all_steps))
-        num_events = len(events.read(cursor.num_events))
+        num_events = len(events.read(cursor.num_events)) + len(cursor.left_out)
         steps.close()
         events.close()
         is_closed = cursor.state == "done" if run.phase == "done" else cursor.state in ("done", "left")

@@ -11,6 +11,7 @@ import pytest
 from crucible_train import wiring
 from crucible_train.adapters import machine_load
 from crucible_train.adapters.machine_load import MachineLoad
+from crucible_train.adapters.torch_local import gpu_load
 
 
 def until(load: MachineLoad, name: str) -> float:
@@ -66,5 +67,36 @@ def test_a_machine_that_does_not_tell_stops_nothing(monkeypatch: pytest.MonkeyPa
     assert load._sample() == {}
 
 
+def test_a_driver_that_refuses_stops_nothing_and_is_told_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As NVML does for a slice of a GPU: its errors derive from Exception alone."""
+
+    class NVMLError(Exception):
+        pass
+
+    def gpu() -> dict[str, float]:
+        raise NVMLError("Not Supported")
+
+    monkeypatch.setattr(machine_load, "_INTERVAL_S", 0.0)
+    said: list[str] = []
+    load = MachineLoad(gpu, said.append)
+    until(load, "system/cpu_percent")
+    assert set(load.newest()) == {"system/cpu_percent", "system/memory_gib"}
+    assert said == ["the load of the GPU is not told: NVMLError: Not Supported"]
+
+
+def test_a_gpu_that_does_not_tell_how_busy_it_is_tells_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    class NVMLError(Exception):
+        pass
+
+    def utilization() -> int:
+        raise NVMLError("Not Supported")
+
+    monkeypatch.setattr(gpu_load.torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(gpu_load.torch.cuda, "mem_get_info", lambda: (1 << 30, 4 << 30))
+    monkeypatch.setattr(gpu_load.torch.cuda, "memory_reserved", lambda: 2 << 30)
+    monkeypatch.setattr(gpu_load.torch.cuda, "utilization", utilization)
+    assert gpu_load.gpu_load() == {"system/gpu_memory_gib": 3.0, "system/gpu_reserved_gib": 2.0}
+
+
 def test_without_cuda_nothing_is_told_of_a_gpu() -> None:
-    assert not [name for name in wiring.machine_load()() if "gpu" in name]
+    assert not [name for name in wiring.machine_load(pytest.fail)() if "gpu" in name]

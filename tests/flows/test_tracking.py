@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from crucible_train.errors import RunError
 from tests.tracking.conftest import HTTP, cursor, truth, until
 from tests.tracking.http_tracker import TrackingServer, answer
 
@@ -81,6 +82,25 @@ def test_a_tracker_that_is_absent_costs_a_line_and_is_sent_everything_later(
     tracker.start()
     words = [sys.executable, "-m", "crucible_train.tracking", "sync", "runs", "--wait-s", "20"]
     until(lambda: _synced(words, place.folder), 60)
+    assert tracker.only == truth(run_dir)
+
+
+def test_a_run_that_fails_after_training_is_failed_in_its_tracker(
+    place: Any, run_flow: Callable[[Any], Any], tracker: TrackingServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*_: Any) -> Any:
+        raise RunError("the package cannot be written")
+
+    config = place.config(f"report_to=['{HTTP}']")
+    with monkeypatch.context() as patched:
+        patched.setattr("flows.sft.package", broken)
+        assert run_flow(config).state.is_failed()
+    until(lambda: tracker.finished)
+    assert tracker.finished == ["failed"]
+    assert run_flow(config).state.is_completed()
+    run_dir = next((place.folder / "runs").glob("*/metrics.jsonl")).parent
+    assert cursor(run_dir)["state"] == "done"
+    assert tracker.finished == ["failed", "done"]
     assert tracker.only == truth(run_dir)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from crucible_train.evaluation.comparison import compare, compare_ended
-from crucible_train.report.charts import loss_chart, small_chart
+from crucible_train.report.charts import loss_chart, overlaid_chart, small_chart, svg
 from crucible_train.report.facts import RunFacts
 from crucible_train.report.page import page
 from crucible_train.report.summary import summary
@@ -94,3 +94,11 @@ def test_steps_are_whole_numbers(num_steps: int) -> None:
         ticks = figure.axes[0].get_xticks()
         assert len(ticks) >= 1
         assert all(float(tick).is_integer() for tick in ticks)
+
+
+@pytest.mark.parametrize("name", ["eval/$x_{", "eval/$100$", "eval/^_$\\frac$"])
+def test_a_metric_may_have_any_name(name: str) -> None:
+    charts = [overlaid_chart([(0, [(1, 1.0), (2, 2.0)])], name, is_large=True)]
+    charts.append(small_chart([{"step": 1, name: 1.0}], name, name))
+    for chart in charts:
+        assert f">{name}<" in svg(chart)

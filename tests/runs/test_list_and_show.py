@@ -53,10 +53,12 @@ def test_what_lies_beside_the_runs_is_none(make_run, tmp_path: Path) -> None:
     (tmp_path / "runs" / "mlflow.db").write_bytes(b"SQLite")
     begun = tmp_path / "runs" / "begun"
     begun.mkdir()
-    (begun / "config.json").write_text("{}")
+    (begun / "config.json").write_text((run / "config.json").read_text())
     assert [found.path for found in find_runs(tmp_path / "runs")] == [run]
     (begun / "checkpoints").mkdir()
     assert is_run(begun)
+    (begun / "config.json").write_text("{}")
+    assert not is_run(begun)
 
 
 def test_an_empty_folder_says_so(tmp_path: Path, capsys) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from crucible_train import files
 from crucible_train.runs.__main__ import main
 from crucible_train.runs.reading import Run
 
@@ -49,6 +50,53 @@ def test_runs_are_deleted_together(make_run) -> None:
     first, second, third = (make_run(name) for name in ("sft-a", "sft-b", "sft-c"))
     assert main(("delete", "sft-a", "runs/sft-b", "runs/../runs/sft-a", "--yes")) == 0
     assert (first.exists(), second.exists(), third.exists()) == (False, False, True)
+
+
+def test_a_run_that_is_at_work_stays(make_run, capsys) -> None:
+    run = make_run("sft-a")
+    (run / "tracking").mkdir()
+    with files.held(run):
+        assert "a process works in it" in _refusal(capsys, "delete", "sft-a", "--yes")
+    with files.held(run / "tracking"):
+        assert "it is being sent to a tracker" in _refusal(capsys, "delete", "sft-a", "--yes")
+    assert is_whole(run)
+    assert main(("delete", "sft-a", "--yes")) == 0
+    assert not run.exists()
+
+
+def test_what_a_failed_deletion_leaves_is_no_run_and_goes_when_it_is_deleted_again(
+    make_run, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    run, other = make_run("sft-a"), make_run("b-sft-a")
+
+    def refuse(path: Path) -> None:
+        (path / "metrics.jsonl").unlink()
+        raise PermissionError(13, "Permission denied", str(path / "eval"))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(files.shutil, "rmtree", refuse)
+        assert main(("delete", "sft-a", "--yes")) == 1
+    said = capsys.readouterr()
+    assert "not all of it could be deleted" in said.err
+    assert said.out == ""
+    assert not run.exists()
+    assert main(("list",)) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]] == ["b-sft-a"]
+    assert main(("delete", "sft-a", "--yes")) == 0
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["b-sft-a"]
+    assert is_whole(other)
+    assert "there is no such run" in _refusal(capsys, "delete", "sft-a", "--yes")
+
+
+def test_the_folder_of_another_program_is_no_run(tmp_path: Path, capsys) -> None:
+    model = tmp_path / "runs" / "llama"
+    (model / "checkpoints").mkdir(parents=True)
+    (model / "config.json").write_text('{"model_type": "llama"}')
+    assert "it is no run" in _refusal(capsys, "delete", "llama", "--yes")
+    assert model.is_dir()
+    (model / "tracking").mkdir()
+    (model / "tracking" / "run.json").write_text("{}")  # a run of a recipe that is not known here
+    assert main(("delete", "llama", "--yes")) == 0
 
 
 def test_one_that_may_not_go_keeps_all(make_run, tmp_path: Path, capsys) -> None:

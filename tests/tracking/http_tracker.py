@@ -23,6 +23,7 @@ class TrackingServer:
         self.steps: dict[str, list[tuple[int, dict[str, float]]]] = {}
         self.events: dict[str, list[dict[str, Any]]] = {}
         self.finished: list[str] = []
+        self.names: list[str] = []
         self.requested_at: list[float] = []
         self.misbehave: Callable[[BaseHTTPRequestHandler], bool] = lambda _: False
         self._server: ThreadingHTTPServer | None = None
@@ -56,7 +57,9 @@ class TrackingServer:
 
     def take(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         run, steps = body["run"], self.steps.setdefault(body["run"], [])
-        if path == "/steps":
+        if path == "/start":
+            self.names.append(body["name"])
+        elif path == "/steps":
             steps += [(step, metrics) for step, metrics in body["steps"]]
         elif path == "/event":
             self.events.setdefault(run, []).append(body["event"])
@@ -95,7 +98,8 @@ class HttpTracker(QuietLogger):
 
     def start(self, run: Any) -> Opened:
         self._run = run.tracker_id
-        return Opened(f"{os.environ['HTTP_TRACKER_URL']}/{run.tracker_id}", self._ask("/start")["last_step"])
+        opened = self._ask("/start", name=run.name)
+        return Opened(f"{os.environ['HTTP_TRACKER_URL']}/{run.tracker_id}", opened["last_step"])
 
     def log_metrics(self, metrics: Any, step: int) -> None:
         self._steps.append((step, dict(metrics)))

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from crucible_train.adapters.loggers.base import QuietLogger
-from crucible_train.journal import read_events, set_phase
+from crucible_train.journal import Journal, read_events, set_phase
 from crucible_train.ports import LoggerUnavailable, Opened, RunInfo
 from crucible_train.tracking.command import main
 from crucible_train.tracking.follow import Follower
@@ -223,18 +223,67 @@ def test_what_is_logged_again_by_a_run_that_goes_on_is_noted_once(make_run):
 
 
 def test_a_call_on_the_step_path_takes_less_than_a_millisecond(make_run, tracker):
+    """Of the processor, since others may have it in between; that the call waits for nothing is the next test's."""
     tracker.stop()
     run = make_run()
     run.start()
     spent = []
-    for step in range(300):
+    for step in range(600):
         run.metrics.log_metrics({"train/loss": 1.0}, step)
-        started = time.perf_counter()
+        started = time.thread_time()
         run.logger.log_metrics({"train/loss": 1.0}, step)
         run.logger.log_text("sample", f"text {step}", step)
-        spent.append(time.perf_counter() - started)
+        spent.append(time.thread_time() - started)
     run.finish("failed")
-    assert statistics.median(spent) < 1e-3
+    assert statistics.quantiles(spent, n=100)[98] < 1e-3
+    for number in followers(run.dir):
+        os.kill(number, signal.SIGKILL)
+
+
+BLOCKED = """
+import time
+from pathlib import Path
+from crucible_train.adapters.loggers.base import QuietLogger
+class Blocked(QuietLogger):
+    def start(self, run):
+        (run.run_dir / "blocked").touch()
+        time.sleep(1000)
+"""
+
+
+def test_no_call_waits_for_a_tracker_that_blocks_or_for_a_picture_that_is_copied(make_run, tmp_path, monkeypatch):
+    """Neither of them comes to an end before the last step is logged: a call that waited would wait for ever."""
+    (tmp_path / "blocked_client.py").write_text(BLOCKED)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    copying, may_copy = threading.Event(), threading.Event()
+
+    def add_image(*_) -> None:
+        copying.set()
+        may_copy.wait(60)
+
+    monkeypatch.setattr(Journal, "add_image", add_image)
+    run = make_run(("blocked_client:Blocked",))
+
+    def train() -> None:
+        run.start()
+        run.logger.log_hparams({"seed": 0})
+        until((run.dir / "blocked").exists)
+        run.logger.log_image("curve", tmp_path / "curve.png", 1)
+        copying.wait(20)
+        run.steps(0, 300)
+        run.logger.log_text("sample", "x", 300)
+        run.logger.log_table("answers", ["a"], [[1]], 300)
+
+    training = threading.Thread(target=train, daemon=True)
+    training.start()
+    training.join(timeout=60)
+    assert not training.is_alive()
+    assert copying.is_set()
+    assert not may_copy.is_set()
+    assert cursor(run.dir, "blocked_client-Blocked")["state"] == "new"
+    assert len(followers(run.dir)) == 1
+    may_copy.set()
+    run.finish()
     for number in followers(run.dir):
         os.kill(number, signal.SIGKILL)
 

@@ -1,7 +1,9 @@
 """Telling an MLflow server that cannot take what it is sent now from a request that is wrong."""
 
+import datetime
 from collections.abc import Iterator
 from contextlib import contextmanager
+from email.utils import parsedate_to_datetime
 from urllib.parse import urlsplit, urlunsplit
 
 import requests
@@ -66,8 +68,20 @@ def _retry_after_s(causes: list[BaseException]) -> float | None:
         while trace is not None:
             response = trace.tb_frame.f_locals.get("response")
             headers = response.headers if isinstance(response, BaseHTTPResponse | requests.Response) else {}
-            wish = headers.get("Retry-After", "")
-            if wish.isdigit():
-                return float(wish)
+            seconds = _seconds_of(headers.get("Retry-After", ""))
+            if seconds is not None:
+                return seconds
             trace = trace.tb_next
     return None
+
+
+def _seconds_of(wish: str) -> float | None:
+    """Seconds from now, of a number of them or of a date as HTTP writes it; None for anything else."""
+    if wish.isdigit():
+        return float(wish)
+    try:
+        moment = parsedate_to_datetime(wish)
+    except ValueError:
+        return None
+    moment = moment if moment.tzinfo is not None else moment.replace(tzinfo=datetime.UTC)
+    return max(0.0, (moment - datetime.datetime.now(datetime.UTC)).total_seconds())

@@ -1,7 +1,6 @@
 """Runs in MLflow: a tracking server, or a SQLite file beside the run directory."""
 
 import os
-import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from mlflow.exceptions import MlflowException  # noqa: E402
 from crucible_train import files  # noqa: E402
 from crucible_train.adapters.loggers.base import QuietLogger  # noqa: E402
 from crucible_train.adapters.loggers.mlflow_artifacts import RunArtifacts  # noqa: E402
+from crucible_train.adapters.loggers.mlflow_names import MAX_KEY, Names, plain_key, tag_keys  # noqa: E402
 from crucible_train.adapters.loggers.mlflow_reached import reached, without_user  # noqa: E402
 from crucible_train.adapters.loggers.waiting_steps import Step, WaitingSteps  # noqa: E402
 from crucible_train.ports import Cell, LoggedArtifact, Opened, RunInfo, RunStatus  # noqa: E402
@@ -36,8 +36,7 @@ MARKER = "crucible/last_step"  # a metric, as only metrics are stored in one tra
 
 _STATUS: Mapping[RunStatus, str] = {"done": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
 _MAX_METRICS, _MAX_PARAMS = 1000, 100
-_MAX_KEY, _MAX_PARAM, _MAX_TAG = 250, 6000, 8000
-_NOT_IN_NAMES = re.compile(r"[^\w./ -]")
+_MAX_PARAM, _MAX_TAG = 6000, 8000
 
 
 class MlflowLogger(QuietLogger):
@@ -56,6 +55,7 @@ class MlflowLogger(QuietLogger):
         self._client: MlflowClient
         self._run_id = ""
         self._steps = WaitingSteps()
+        self._names = Names()
         self._is_unsure = False
         self._artifacts: RunArtifacts | None = None
 
@@ -77,6 +77,7 @@ class MlflowLogger(QuietLogger):
                     found = self._open(uri, run, artifacts=beside / "mlflow-artifacts")
         self._run_id = found.info.run_id
         self._steps = WaitingSteps(_last_step(found))
+        self._names = Names([*found.data.metrics, *found.data.params], found.data.tags)
         self._artifacts = RunArtifacts(self._client, found, run.project)
         page = f"/#/experiments/{found.info.experiment_id}/runs/{self._run_id}" if is_server else ""
         return Opened(f"{without_user(uri)}{page}", self._steps.last_step)
@@ -87,11 +88,12 @@ class MlflowLogger(QuietLogger):
             known = self._client.get_run(self._run_id).data.params
             new, changed = [], []
             for name, value in values.items():
-                key, text = _key(name), _cut(str(value), _MAX_PARAM)
+                key, text = self._names.key(name), _cut(str(value), _MAX_PARAM)
                 if key not in known:
                     new.append(Param(key, text))
                 elif known[key] != text:
-                    changed.append(RunTag(f"changed.{key}"[:_MAX_KEY], text))
+                    changed.append(RunTag(f"changed.{key}"[:MAX_KEY], text))
+            self._note_names()
             for params in _chunks(new, _MAX_PARAMS):
                 self._client.log_batch(self._run_id, params=params, synchronous=True)
             for tags in _chunks(changed, _MAX_PARAMS):
@@ -99,7 +101,7 @@ class MlflowLogger(QuietLogger):
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Record numbers of one step."""
-        self._steps.add({_key(name): value for name, value in metrics.items()}, step)
+        self._steps.add({self._names.key(name): value for name, value in metrics.items()}, step)
         if len(self._steps) >= 2 * _MAX_METRICS:
             self._send(self._steps.waiting()[:-1])  # the newest may not be complete
 
@@ -119,7 +121,7 @@ class MlflowLogger(QuietLogger):
     def log_image(self, name: str, path: Path, step: int) -> None:
         """Record a picture as a file of the run."""
         with reached():
-            self._client.log_artifact(self._run_id, str(path), f"images/{_key(name)}/step-{step:06d}")
+            self._client.log_artifact(self._run_id, str(path), f"images/{plain_key(name)}/step-{step:06d}")
 
     def log_artifact(self, artifact: LoggedArtifact) -> None:
         """Record a dataset as an input, a model as files, LoggedModel and registered version, the rest as files."""
@@ -129,7 +131,7 @@ class MlflowLogger(QuietLogger):
     def link(self, name: str, url: str) -> None:
         """Record an address as a tag."""
         with reached():
-            self._client.set_tag(self._run_id, f"link.{_key(name)}"[:_MAX_KEY], _cut(url, _MAX_TAG))
+            self._client.set_tag(self._run_id, f"link.{plain_key(name)}"[:MAX_KEY], _cut(url, _MAX_TAG))
 
     def flush(self) -> None:
         """Send what waits."""
@@ -153,7 +155,7 @@ class MlflowLogger(QuietLogger):
         self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         experiment_id = self._experiment(run.project, artifacts)
         tracker_id = run.tracker_id or run.run_id
-        wanted = {TRACKER_ID: tracker_id, "crucible.run_id": run.run_id} | {_key(tag): "true" for tag in run.tags}
+        wanted = dict.fromkeys(tag_keys(run.tags), "true") | {TRACKER_ID: tracker_id, "crucible.run_id": run.run_id}
         if run.group:
             wanted["group"] = run.group
         if run.notes:
@@ -176,7 +178,7 @@ class MlflowLogger(QuietLogger):
     def _experiment(self, name: str, artifacts: Path | None) -> str:
         found = self._client.get_experiment_by_name(name)
         if found is None:
-            location = None if artifacts is None else (artifacts / _key(name).replace("/", "_")).as_uri()
+            location = None if artifacts is None else (artifacts / plain_key(name).replace("/", "_")).as_uri()
             try:
                 return self._client.create_experiment(name, artifact_location=location)
             except MlflowException as error:
@@ -186,6 +188,11 @@ class MlflowLogger(QuietLogger):
         assert found is not None, f"MLflow says that the experiment {name} exists, and does not find it"
         return found.experiment_id
 
+    def _note_names(self) -> None:
+        for tags in _chunks([RunTag(*one) for one in self._names.to_note.items()], _MAX_PARAMS):
+            self._client.log_batch(self._run_id, tags=tags, synchronous=True)
+        self._names.to_note.clear()
+
     def _send(self, steps: Sequence[Step]) -> None:
         if not steps or not self._run_id:
             return
@@ -194,6 +201,7 @@ class MlflowLogger(QuietLogger):
                 self._steps.sent(_last_step(self._client.get_run(self._run_id)))
                 self._is_unsure = False
                 steps = [(step, metrics) for step, metrics in steps if step > self._steps.last_step]
+            self._note_names()
             now = int(time.time() * 1000)
             for batch, last_step in _batches(steps):
                 metrics = [Metric(name, value, now, step) for name, value, step in batch]
@@ -229,15 +237,10 @@ def _chunks(values: Sequence[T], size: int) -> list[Sequence[T]]:
     return [values[start : start + size] for start in range(0, len(values), size)]
 
 
-def _key(name: str) -> str:
-    """A name with only the characters that every MLflow store takes."""
-    return _NOT_IN_NAMES.sub("_", name)[:_MAX_KEY].strip() or "_"
-
-
 def _cut(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def _file(name: str, step: int, content: str) -> str:
     """The same content under the same name is the same file, so that a repetition adds nothing."""
-    return f"{_key(name)}/step-{step:06d}-{files.sha256_bytes(content.encode(errors='replace'))[:8]}"
+    return f"{plain_key(name)}/step-{step:06d}-{files.sha256_bytes(content.encode(errors='replace'))[:8]}"

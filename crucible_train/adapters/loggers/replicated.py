@@ -78,7 +78,7 @@ class ReplicatedLogger(QuietLogger):
         """Tell the followers that no step will come, or that the run broke off; they go on by themselves."""
         if self._run_dir is not None:
             self.flush()
-            journal.set_phase(self._run_dir, "trained" if status == "done" else "failed")
+            journal.set_phase(self._run_dir, "trained" if status == "done" else status)
             self._run_dir = None
 
     @property

@@ -15,6 +15,7 @@ from wandb.errors import AuthenticationError, CommError
 from crucible_train.adapters.loggers.base import QuietLogger
 from crucible_train.adapters.loggers.waiting_steps import WaitingSteps
 from crucible_train.adapters.reasons import in_one_line
+from crucible_train.errors import ConfigError
 from crucible_train.ports import Cell, LoggedArtifact, LoggerUnavailable, Opened, RunInfo, RunStatus
 
 _NOT_IN_IDS = re.compile(r"[^\w.-]")
@@ -34,6 +35,8 @@ class WandbLogger(QuietLogger):
     The tests hold metrics, config, summary and resuming to a stub of the service. Artifacts, and tables, which
     the library also makes artifacts of, have only been written offline.
 
+    While files are sent, ``flush`` waits longer by ``LoggedArtifact.upload_s``.
+
     Offline nothing can be resumed: ``start`` removes the folders that an earlier start left for this run and answers
     that no step is held, and nothing is on disk for certain before ``finish``.
     """
@@ -46,15 +49,20 @@ class WandbLogger(QuietLogger):
         self._run: Any = None
         self._steps = WaitingSteps()
         self._is_offline = False
+        self._upload_s = 0.0
 
     def start(self, run: RunInfo) -> Opened:
         """Begin the run, or go on with it.
 
         Raises:
             LoggerUnavailable: the service does not answer in time.
+            ConfigError: the library is switched off.
         """
+        mode = (os.environ.get("WANDB_MODE") or wandb.setup().settings.mode).lower()
+        if mode == "disabled":
+            raise ConfigError("W&B is switched off by WANDB_MODE=disabled, or by `wandb disabled`; nothing is sent")
         self._info = run
-        self._is_offline = os.environ.get("WANDB_MODE", "").lower() in ("offline", "dryrun")
+        self._is_offline = mode in ("offline", "dryrun")
         if self._is_offline:
             for torn in sorted(self._folder.glob(f"wandb/offline-run-*-{self._id}")):
                 shutil.rmtree(torn)
@@ -90,6 +98,7 @@ class WandbLogger(QuietLogger):
             side = "inputs" if artifact.is_input else "outputs"
             self._opened().config.update({f"{side}.{artifact.name}": facts}, allow_val_change=True)
             return
+        self._give_time(artifact)
         made = wandb.Artifact(_NOT_IN_IDS.sub("-", artifact.name), type=artifact.kind, metadata=facts)
         if artifact.path.is_dir():
             made.add_dir(str(artifact.path))
@@ -147,7 +156,7 @@ class WandbLogger(QuietLogger):
             console="off",
             silent=True,
             init_timeout=_INIT_TIMEOUT_S,
-            finish_timeout=_FINISH_TIMEOUT_S,
+            finish_timeout=_FINISH_TIMEOUT_S + self._upload_s,
             finish_timeout_raises=True,
             x_update_finish_state=is_last,
         )
@@ -160,7 +169,7 @@ class WandbLogger(QuietLogger):
                 tags=list(info.tags),
                 notes=info.notes or None,
                 dir=str(self._folder),
-                mode="offline" if self._is_offline else "online",
+                mode="offline" if self._is_offline else None,
                 resume=None if self._is_offline else "allow",
                 reinit="create_new",
                 settings=settings,
@@ -170,6 +179,12 @@ class WandbLogger(QuietLogger):
         except (CommError, TimeoutError) as error:
             raise LoggerUnavailable(f"W&B: {in_one_line(error)}") from error
         return self._run
+
+    def _give_time(self, artifact: LoggedArtifact) -> None:
+        """Have the run open such that finishing it waits for the files of an artifact, too."""
+        if self._run is not None and not self._is_offline:
+            self._close(exit_code=None)
+        self._upload_s = artifact.upload_s
 
     def _send(self, *, is_last: bool = False) -> None:
         run = self._opened(is_last=is_last)
@@ -184,7 +199,7 @@ class WandbLogger(QuietLogger):
         if exit_code is not None and not self._is_offline and self._run is not None:
             self._close(exit_code=None)  # the run is opened once more, to be marked as ended
         self._send(is_last=exit_code is not None)
-        waiting, run, self._run = self._steps.waiting(), self._run, None
+        waiting, run, self._run, self._upload_s = self._steps.waiting(), self._run, None, 0.0
         try:
             run.finish(exit_code=exit_code)
         except (CommError, TimeoutError) as error:

@@ -7,7 +7,7 @@ from typing import Any
 from crucible_train import terminal, wiring
 from crucible_train.loop.run import TrainingRun
 from crucible_train.loop.training import TrainingResult, peak_rate
-from crucible_train.ports import MetricsLogger, RunStatus, TrainingClient
+from crucible_train.ports import MetricsLogger, TrainingClient
 from crucible_train.recipes.distill import DistillConfig, Surroundings, train
 from crucible_train.renderers.record import RECORD_FILE
 from crucible_train.rl.held_out import held_out_metrics, play_held_out
@@ -108,15 +108,12 @@ class TrainDistill(Stage[DistillConfig]):
         around = Surroundings(room.student, room.teachers, evaluate, tell_failure, span=trace.span)
         kept = {RECORD_FILE: renderer_record(config, inputs["model"], client.tokenizer()).to_bytes()}
         run = TrainingRun(self._run_dir, client, logger, config.checkpoint, _report, on_start, kept)
-        run.watch(wiring.machine_load())
+        run.watch(wiring.machine_load(_report))
         _describe(config, client, room)
-        status: RunStatus = "failed"
         try:
-            result = await train(config, client, around, run, first_metrics(inputs.get("before"), len(watched)))
-            status = "done"
+            with tracked.ended(run.metrics, logger):
+                result = await train(config, client, around, run, first_metrics(inputs.get("before"), len(watched)))
         finally:
-            run.metrics.finish(status)
-            logger.finish(status)
             trace.write(self._run_dir / TRACE)
         return result
 

@@ -8,7 +8,7 @@ from crucible_train import files, terminal, wiring
 from crucible_train.data.rendering import TRAIN, VALIDATION
 from crucible_train.loop.run import TrainingRun
 from crucible_train.loop.training import TrainingResult
-from crucible_train.ports import MetricsLogger, RunStatus, TrainingClient
+from crucible_train.ports import MetricsLogger, TrainingClient
 from crucible_train.preference.measuring import measure, preference_metrics, write_measured
 from crucible_train.recipes.dpo import DPOConfig, peak_rate, plan_of, train
 from crucible_train.renderers.record import RECORD_FILE
@@ -97,7 +97,7 @@ class TrainDPO(Stage[DPOConfig]):
         kept = {RECORD_FILE: renderer_record(config, inputs["model"], client.tokenizer()).to_bytes()}
         kept |= reference_record(inputs)
         run = TrainingRun(self._run_dir, client, logger, config.checkpoint, _report, on_start, kept)
-        run.watch(wiring.machine_load())
+        run.watch(wiring.machine_load(_report))
         _describe(config, client, num_steps)
         before = files.read_json(inputs["before"] / "summary.json") if "before" in inputs else None
         first: dict[str, float] = before["metrics"] if before else {}
@@ -109,13 +109,8 @@ class TrainDPO(Stage[DPOConfig]):
             write_measured(self._run_dir / "eval" / MEASURED, step, found)
             return preference_metrics("eval", found)
 
-        status: RunStatus = "failed"
-        try:
+        with tracked.ended(run.metrics, logger):
             result = await train(config, client, pairs, evaluate, run, first)
-            status = "done"
-        finally:
-            run.metrics.finish(status)
-            logger.finish(status)
         return result
 
 

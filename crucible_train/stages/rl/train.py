@@ -13,7 +13,7 @@ from crucible_train.config.sections import PeftConfig
 from crucible_train.loop.run import Cadence, TrainingRun
 from crucible_train.loop.training import TrainingResult
 from crucible_train.metrics_file import read_metrics
-from crucible_train.ports import MetricsLogger, RunStatus, TrainingClient
+from crucible_train.ports import MetricsLogger, TrainingClient
 from crucible_train.recipes.rl import RLConfig, peak_rate, train
 from crucible_train.renderers.record import RECORD_FILE
 from crucible_train.rl.batch import ScoredGroup
@@ -134,16 +134,13 @@ class TrainRL(Stage[RLConfig]):
         around = Surroundings(evaluate, reference, tell_failure, show, trace.span)
         kept = {RECORD_FILE: renderer_record(config, inputs["model"], client.tokenizer()).to_bytes()}
         run = TrainingRun(self._run_dir, client, logger, config.checkpoint, _report, on_start, kept)
-        run.watch(wiring.machine_load())
+        run.watch(wiring.machine_load(_report))
         _describe(config, client, problems.num_train)
-        status: RunStatus = "failed"
         try:
-            first = first_metrics(inputs.get("before"), len(watched))
-            result = await train(config, client, problems, around, run, first)
-            status = "done"
+            with tracked.ended(run.metrics, logger):
+                first = first_metrics(inputs.get("before"), len(watched))
+                result = await train(config, client, problems, around, run, first)
         finally:
-            run.metrics.finish(status)
-            logger.finish(status)
             trace.write(self._run_dir / TRACE)
         _say_if_nothing_was_learnt(self._run_dir)
         return result

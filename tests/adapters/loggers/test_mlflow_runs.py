@@ -1,8 +1,10 @@
 """MLflow: a real server and a SQLite file hold every metric once, in order, however often a run is begun again."""
 
+import datetime
 import json
 import multiprocessing
 import socket
+from email.utils import format_datetime
 from pathlib import Path
 
 import pytest
@@ -141,6 +143,44 @@ def test_settings_of_any_number_and_length_are_params_and_one_that_changes_is_a_
     assert (found.data.params["seed"], found.data.tags["changed.seed"]) == ("1", "2")
 
 
+def test_names_that_come_out_alike_stay_apart_also_in_a_run_that_goes_on(mlflow_database, run_info):
+    long = "eval/" + "x" * 300
+    names = ["eval/a:b", "eval/a_b", "eval/a?b", long + "1", long + "2", "eval/plain"]
+    values = {name: float(number) for number, name in enumerate(names)}
+    for first, last in ((0, 1), (2, 3)):
+        logger = MlflowLogger()
+        logger.start(run_info())
+        logger.log_hparams({"x:y": 1, "x_y": 2})
+        for step in range(first, last + 1):
+            # the second time the name that was there later comes first
+            given = values if first == 0 else dict(reversed(values.items()))
+            logger.log_metrics({name: value + step for name, value in given.items()}, step)
+        logger.finish("done")
+    (found,) = runs(mlflow_database, "crucible-train")
+    keys = [name for name in found.data.metrics if name != MARKER]
+    assert len(keys) == len(names)
+    assert {"eval/a_b", "eval/plain"} <= set(keys)
+    curves = sorted(history(mlflow_database, found.info.run_id, key) for key in keys)
+    assert curves == [[(step, float(number + step)) for step in range(4)] for number in range(len(names))]
+    assert found.data.tags["crucible.name.eval/a_b"] == "eval/a:b"
+    assert sorted(found.data.params.values()) == ["1", "2"]
+    assert not [tag for tag in found.data.tags if tag.startswith("changed.")]
+
+
+def test_no_tag_takes_the_place_of_one_by_which_a_run_is_known(mlflow_database, run_info):
+    tags = ["crucible.tracker_id", "mlflow.runName", "group", "a:b", "a_b", "plain"]
+    for _ in range(2):
+        logger = MlflowLogger()
+        logger.start(run_info(tags=tags, group=""))
+        logger.finish("done")
+    (found,) = runs(mlflow_database, "crucible-train")
+    known = found.data.tags
+    assert known["crucible.tracker_id"] == run_info().tracker_id
+    assert (known["mlflow.runName"], known["plain"], known["tag.group"]) == ("run", "true", "true")
+    assert known["tag.crucible.tracker_id"] == known["tag.mlflow.runName"] == "true"
+    assert len([tag for tag in known if tag.startswith("a_b")]) == 2
+
+
 def test_texts_tables_pictures_and_links_are_files_and_tags_of_the_run(store, run_info, request, tmp_path):
     run = run_info(project=project(request), tracker_id=project(request))
     Image.new("RGB", (4, 4), "red").save(tmp_path / "curve.png")
@@ -208,6 +248,20 @@ def test_a_server_that_refuses_is_unavailable_for_as_long_as_it_says(
     with pytest.raises(LoggerUnavailable, match="MLflow") as caught:
         MlflowLogger().start(run_info())
     assert caught.value.retry_after_s == seconds
+
+
+def test_a_wish_may_be_a_date(refusing, run_info, monkeypatch):
+    later = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=60)
+    for wish, least, most in ((format_datetime(later, usegmt=True), 30, 60), ("Sat, 01 Jan 2000 00:00:00 GMT", 0, 0)):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", refusing(503, wish))
+        with pytest.raises(LoggerUnavailable, match="MLflow") as caught:
+            MlflowLogger().start(run_info())
+        assert caught.value.retry_after_s is not None
+        assert least <= caught.value.retry_after_s <= most
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", refusing(503, "soon"))
+    with pytest.raises(LoggerUnavailable, match="MLflow") as caught:
+        MlflowLogger().start(run_info())
+    assert caught.value.retry_after_s is None
 
 
 def test_a_server_that_is_absent_or_hangs_is_unavailable(run_info, monkeypatch):

@@ -6,8 +6,12 @@ import sys
 
 import pytest
 
+from crucible_train import wiring
 from crucible_train.adapters.loggers.wandb_runs import WandbLogger
-from crucible_train.ports import LoggerUnavailable
+from crucible_train.errors import ConfigError
+from crucible_train.ports import LoggedArtifact, LoggerUnavailable
+from crucible_train.ports.metrics_logger import SLOWEST_BYTES_A_SECOND
+from crucible_train.tracking.command import main
 from tests.adapters.loggers.wandb_stub import StoredRun, WandbStub
 from tests.conftest import ROOT
 
@@ -122,7 +126,45 @@ def test_a_service_that_stops_taking_steps_is_unavailable_and_gets_them_when_it_
     service.refuse_history = 0
     logger.flush()
     logger.finish("done")
-    assert shown(service.runs[run.tracker_id]) == expected(4)
+    stored = service.runs[run.tracker_id]
+    assert shown(stored) == expected(4)
+    assert len(stored.lines) == 4, "no line came twice"
+
+
+def test_finishing_waits_longer_while_files_are_sent(service, run_info, monkeypatch, tmp_path):
+    weights = tmp_path / "weights"
+    with weights.open("wb") as file:
+        os.truncate(file.fileno(), 100 * SLOWEST_BYTES_A_SECOND)
+    artifact = LoggedArtifact("adapter", "model", is_input=False, digest="ab" * 32, path=weights)
+    monkeypatch.setattr("wandb.sdk.wandb_run.Run.log_artifact", lambda *_, **__: None)
+    monkeypatch.setattr("wandb.Artifact.add_file", lambda *_, **__: None)
+    logger = WandbLogger()
+    logger.start(run_info())
+    logger.log_hparams({"seed": 1})
+    before = logger._run.settings.finish_timeout
+    logger.log_artifact(artifact)
+    assert logger._run.settings.finish_timeout == before + 100
+    logger.flush()
+    logger.log_hparams({"seed": 2})
+    assert logger._run.settings.finish_timeout == before
+    logger.finish("done")
+
+
+def test_a_library_that_is_switched_off_reaches_nothing(service, run_info, monkeypatch, capsys):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    said: list[str] = []
+    joined = wiring.metrics_logger(["wandb"], said.append)
+    joined.start(run_info())
+    joined.finish("done")
+    assert said == ["wandb: WANDB_MODE=disabled, so nothing is sent there"]
+    assert not (run_info().run_dir / "tracking").exists()
+    assert wiring.tracker_names(["console", "wandb"]) == []
+    with pytest.raises(ConfigError, match="switched off"):
+        WandbLogger().start(run_info())
+    (run_info().run_dir / "metrics.jsonl").write_text('{"step": 0, "train/loss": 1.0}\n')
+    assert main(["export", str(run_info().run_dir), "--to", "wandb"]) == 2
+    assert "error: --to: wandb: WANDB_MODE=disabled" in capsys.readouterr().err
+    assert not service.operations
 
 
 def test_an_offline_folder_is_sent_by_wandb_sync(service, run_info, monkeypatch):

@@ -1,0 +1,323 @@
+"""What a tracker costs a run by the clock: none beside MLflow as it should be, and in every way that it fails.
+
+    python -m benchmarks.tracking_overhead [--rounds 3] [--steps 150] [--sides none healthy ...]
+
+Every side is the same small supervised fine-tuning, in a fresh process, with ``report_to`` empty or ``mlflow``. Counted
+is the wall clock from where the loggers are told of the run to the end of the training stage; the follower works
+beside it on the same cores. Sides take turns, in another order every round. One MLflow server runs all the time, for
+every side; what stands between it and the run is this program:
+
+- healthy: nothing; absent: nobody listens; dies: after twelve requests nobody listens any more;
+- refuses: 429 and 500 in turn; hangs: takes connections and never answers;
+- disk_full: a SQLite file on a full disk (a mounted tmpfs, which needs root; left out where that is not allowed).
+
+Recorded as ``results/tracking_overhead.json``.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from benchmarks import child, record
+
+MODEL = {
+    "hidden_size": 64,
+    "intermediate_size": 176,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 49152,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": True,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+NUM_ROWS = 512
+_DISK_KIB = 2048
+_START_S = 60.0
+Environment = Mapping[str, str]
+
+
+def main() -> None:
+    arguments = _arguments()
+    with tempfile.TemporaryDirectory(prefix="tracking-overhead-") as name, ExitStack() as closing:
+        folder = Path(name)
+        workload = _prepared(folder, arguments)
+        server = closing.enter_context(_mlflow_server(folder))
+        sides = _sides(folder, server)
+        rounds: list[dict[str, Any]] = []
+        for turn in range(arguments.rounds):
+            shift = turn % len(arguments.sides)
+            for side in [*arguments.sides[shift:], *arguments.sides[:shift]]:
+                one = _measured(side, sides[side], workload, folder / "runs" / f"{side}-{turn}", arguments)
+                if one is not None:
+                    rounds.append(one)
+                    print(f"  {side:<10}{one['seconds']:>8.2f} s   load {one['load_average']}", flush=True)
+        summary = _summary(rounds)
+        path = record.write(
+            "tracking_overhead",
+            config={
+                "model": MODEL,
+                "num_rows": NUM_ROWS,
+                "steps": arguments.steps,
+                "num_threads": arguments.threads,
+                "mlflow": version("mlflow"),
+                "sides": arguments.sides,
+            },
+            rounds=rounds,
+            summary=summary,
+            pythons={"ours": Path(sys.executable)},
+        )
+    for side, ratio in summary["over_none"].items():
+        print(f"{side:<10} {summary['medians'][side]['seconds']:>8.2f} s   {100 * (ratio - 1):+.1f} %")
+    print(f"written: {path.relative_to(record.ROOT)}")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3, help="turns of every side")
+    parser.add_argument("--steps", type=int, default=150, help="optimizer steps of a run")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of the engine")
+    known = list(_sides(Path(), ""))
+    parser.add_argument("--sides", nargs="+", choices=known, default=known)
+    return parser.parse_args()
+
+
+def _prepared(folder: Path, arguments: argparse.Namespace) -> Path:
+    """The file that every side reads, and the model and rows that it names."""
+    config = {
+        "model": str(folder / "model"),
+        "dataset": str(folder / "rows.jsonl"),
+        "output_dir": str(folder / "runs"),
+        "cache_dir": str(folder / "cache"),
+        "data": {"eval_split": 0.0},
+        "train": {
+            "max_steps": arguments.steps,
+            "per_device_train_batch_size": 8,
+            "gradient_accumulation_steps": 1,
+            "learning_rate": 1e-3,
+        },
+        "checkpoint": {"save_steps": arguments.steps},
+        "engine": {"precision": "float32", "num_threads": arguments.threads, "device": "cpu"},
+    }
+    path = folder / "workload.json"
+    path.write_text(json.dumps({"config": config, "model": MODEL, "num_rows": NUM_ROWS}), encoding="utf-8")
+    child.run(sys.executable, "benchmarks.tracking_side", path, {"prepare": True}, arguments.threads)
+    return path
+
+
+def _measured(
+    side: str,
+    surroundings: Callable[[], AbstractContextManager[Environment | None]],
+    workload: Path,
+    run_dir: Path,
+    arguments: argparse.Namespace,
+) -> dict[str, Any] | None:
+    """One run of a side; None where the machine does not allow it."""
+    with surroundings() as environment:
+        if environment is None:
+            print(f"  {side:<10}left out: mounting is not allowed here", flush=True)
+            return None
+        load, before = record.load_average(), dict(os.environ)
+        os.environ.update(environment)
+        try:
+            options = {"report_to": ["mlflow"] if environment else [], "run_dir": str(run_dir)}
+            found = child.run(sys.executable, "benchmarks.tracking_side", workload, options, arguments.threads)
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+            _end_followers(run_dir)
+    cursor = run_dir / "tracking" / "mlflow.json"
+    state = json.loads(cursor.read_text(encoding="utf-8")) if cursor.is_file() else {}
+    return {
+        "side": side,
+        "load_average": load,
+        **found,
+        "tracker_state": state.get("state"),
+        "sent_to_step": state.get("last_step"),
+    }
+
+
+def _end_followers(run_dir: Path) -> None:
+    """End the followers that this run has left, so that the next side has the machine to itself."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = path.read_bytes().split(b"\0")
+            if b"follow" in words and str(run_dir).encode() in words:
+                os.kill(int(path.parent.name), signal.SIGKILL)
+
+
+def _summary(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    sides = dict.fromkeys(one["side"] for one in rounds)
+    medians = {
+        side: record.medians([one for one in rounds if one["side"] == side], ("seconds", "cpu_seconds"))
+        for side in sides
+    }
+    none = medians.get("none", {}).get("seconds")
+    ratios = {side: round(found["seconds"] / none, 4) for side, found in medians.items()} if none else {}
+    return {"medians": medians, "over_none": ratios}
+
+
+def _sides(folder: Path, server: str) -> dict[str, Callable[[], AbstractContextManager[Environment | None]]]:
+    """What surrounds a run of each side: the environment that its followers find."""
+    return {
+        "none": lambda: contextlib.nullcontext({}),
+        "healthy": lambda: contextlib.nullcontext({"MLFLOW_TRACKING_URI": server}),
+        "absent": lambda: contextlib.nullcontext({"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{_free_port()}"}),
+        "dies": lambda: _dying(server),
+        "refuses": lambda: _answering(_Refusing),
+        "hangs": lambda: _answering(_Hanging),
+        "disk_full": lambda: _full_disk(folder),
+    }
+
+
+@contextmanager
+def _mlflow_server(folder: Path) -> Iterator[str]:
+    port = _free_port()
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"]
+    command += ["--artifacts-destination", str(folder / "artifacts")]
+    with (folder / "server.log").open("w") as log:
+        environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+    address, until = f"http://127.0.0.1:{port}", time.monotonic() + _START_S
+    try:
+        while True:
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"{address}/health", timeout=5) as reply:
+                if reply.status == 200:
+                    break
+            if process.poll() is not None or time.monotonic() > until:
+                sys.exit(f"the MLflow server does not start:\n{(folder / 'server.log').read_text()[-2000:]}")
+            time.sleep(0.2)
+        yield address
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(30)
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+@contextmanager
+def _dying(server: str, num_requests: int = 12) -> Iterator[Environment]:
+    """Passes requests on to the server; after some of them everything that is open is cut, and nobody listens."""
+    with _answering(_passing(server, num_requests)) as environment:
+        yield environment
+
+
+class _Quiet(BaseHTTPRequestHandler):
+    """Answers every method alike."""
+
+    def answer(self) -> None:
+        """To be said by those below."""
+        raise NotImplementedError
+
+    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = lambda self: self.answer()
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
+
+    def say(self, status: int, body: bytes = b"{}", **headers: str) -> None:
+        """Send an answer."""
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def body(self) -> bytes:
+        """What was sent."""
+        return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+
+
+class _Refusing(_Quiet):
+    _num = 0
+
+    def answer(self) -> None:
+        self.body()
+        type(self)._num += 1
+        self.say(429 if self._num % 2 else 500)
+
+
+class _Hanging(_Quiet):
+    def answer(self) -> None:
+        time.sleep(3600)
+
+
+def _passing(server: str, num_requests: int) -> type[_Quiet]:
+    class Passing(_Quiet):
+        num = 0
+
+        def answer(self) -> None:
+            sent = self.body()
+            type(self).num += 1
+            if self.num > num_requests:
+                if self.num == num_requests + 1:  # from here on nobody listens
+                    threading.Thread(target=self.server.shutdown, daemon=True).start()
+                    self.server.socket.close()
+                self.connection.close()
+                return
+            headers = {"Content-Type": self.headers.get("Content-Type") or "application/json"}
+            request = urllib.request.Request(server + self.path, sent or None, headers, method=self.command)
+            try:
+                with urllib.request.urlopen(request, timeout=20) as reply:
+                    self.say(reply.status, reply.read(), Content_Type="application/json")
+            except urllib.error.HTTPError as error:
+                self.say(error.code, error.read(), Content_Type="application/json")
+
+    return Passing
+
+
+@contextmanager
+def _answering(handler: type[_Quiet]) -> Iterator[Environment]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads = True
+    server.handle_error = lambda *_: None  # type: ignore[method-assign]
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True).start()
+    try:
+        yield {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{server.server_address[1]}"}
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@contextmanager
+def _full_disk(folder: Path) -> Iterator[Environment | None]:
+    disk = folder / "disk"
+    disk.mkdir(exist_ok=True)
+    words = ["mount", "-t", "tmpfs", "-o", f"size={_DISK_KIB}k", "none", str(disk)]
+    if subprocess.run(words, capture_output=True, check=False).returncode:
+        yield None
+        return
+    try:
+        shutil.copyfile(folder / "mlflow.db", disk / "mlflow.db")
+        with contextlib.suppress(OSError), (disk / "filler").open("wb", buffering=0) as filler:
+            while filler.write(b"\0" * 4096):
+                pass
+        yield {"MLFLOW_TRACKING_URI": f"sqlite:///{disk / 'mlflow.db'}"}
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+if __name__ == "__main__":
+    main()
