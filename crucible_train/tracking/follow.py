@@ -34,7 +34,8 @@ DRAIN_S = 60.0
 IDLE_S = 30.0
 """How long one waits for the results of a run whose last step is sent."""
 _LOOK_EVERY_S = 0.2
-_STEPS_A_FLUSH = 200
+_PARTS_A_FLUSH = 200
+"""Steps and events."""
 _NUM_REFUSALS = 3
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 
@@ -63,10 +64,13 @@ class Follower:
         self._replica, self._make, self._parent = replica, make, parent
         self._drain_s, self._is_ended = drain_s, is_ended
         self._backoff, self._num_refusals = Backoff(), 0
+        self._flush_every_s = 0.0
+        self._is_careful = False
         self._steps, self._events = StepFeed(replica.run_dir), EventFeed(replica.run_dir)
         self._progress_at = time.monotonic()
         self._ended_at: float | None = None
-        self._cursor = replica.cursor(self._run())
+        self._cursor = self._reached = replica.cursor(self._run())
+        self._num_unsafe = 0
 
     def follow(self) -> Cursor:
         """Send; how far it came. The caller holds the replica's lock."""
@@ -85,6 +89,7 @@ class Follower:
             except Exception as error:  # noqa: BLE001 - whatever a client raises is told, and tried again a few times
                 _print(error)
                 self._num_refusals += 1
+                self._is_careful = True
                 state, text, wait_s = "refused", f"{type(error).__name__}: {error}", None
             else:
                 return self._cursor
@@ -109,11 +114,12 @@ class Follower:
         run = named(self._run(), self._cursor)
         opened = logger.start(run.info)
         # the tracker knows better than the cursor: a file that was torn holds nothing and gets everything again
-        num_events = self._cursor.num_events if opened.last_step >= self._cursor.last_step else 0
+        has_lost = opened.is_new or opened.last_step < self._cursor.last_step
+        num_events = 0 if has_lost else self._cursor.num_events
         self._open_feeds()
         held = replace(self._cursor, last_step=opened.last_step, num_events=num_events)
         self._save(replace(held, url=opened.url or held.url, state="sending"))
-        flush_every_s: float = getattr(logger, "flush_every_s", 0.0)
+        self._flush_every_s = getattr(logger, "flush_every_s", 0.0)
         idle_since = time.monotonic()
         sent_at = -math.inf
         while True:
@@ -121,7 +127,7 @@ class Follower:
             is_orphan = not self._is_parent_there()
             is_whole = run.has_all_steps or (self._is_ended and is_orphan)
             goes_on = run.phase == "training" and not is_orphan
-            if goes_on and time.monotonic() < sent_at + flush_every_s:
+            if goes_on and time.monotonic() < sent_at + self._flush_every_s:
                 time.sleep(_LOOK_EVERY_S)
                 continue
             if self._send(logger, is_whole=is_whole):
@@ -144,46 +150,58 @@ class Follower:
         """Send what is there; whether anything was."""
         steps = self._steps.read(self._cursor.last_step, is_whole=is_whole)
         events = self._events.read(self._cursor.num_events)
-        unsafe: list[Step] = []
+        self._reached, self._num_unsafe = self._cursor, 0
         place = num_sent = 0
         while True:
             step = steps[place] if place < len(steps) else None
-            newest = unsafe[-1][0] if unsafe else self._cursor.last_step
             event = events[num_sent] if num_sent < len(events) else None
-            if event is not None and _is_due(event, step, newest, is_whole=is_whole):
-                self._make_safe(logger, unsafe)
+            if event is not None and _is_due(event, step, self._reached.last_step, is_whole=is_whole):
                 self._send_event(logger, event)
                 num_sent += 1
             elif step is not None:
                 logger.log_metrics(step[1], step[0])
-                unsafe.append(step)
+                self._reached = replace(self._reached, last_step=step[0])
+                self._num_unsafe += 1
                 place += 1
-                if len(unsafe) >= _STEPS_A_FLUSH:
-                    self._make_safe(logger, unsafe)
             else:
                 break
-        self._make_safe(logger, unsafe)
+            if self._num_unsafe >= _PARTS_A_FLUSH:
+                self._make_safe(logger)
+        self._make_safe(logger)
         return place + num_sent > 0
 
-    def _make_safe(self, logger: MetricsLogger, unsafe: list[Step]) -> None:
-        if unsafe:
+    def _make_safe(self, logger: MetricsLogger) -> None:
+        if self._num_unsafe:
             logger.flush()
-            self._advance(replace(self._cursor, last_step=unsafe[-1][0], problem=None))
-            unsafe.clear()
+            self._note_safe()
+
+    def _note_safe(self) -> None:
+        self._advance(replace(self._reached, problem=None))
+        self._num_unsafe = 0
 
     def _send_event(self, logger: MetricsLogger, event: Mapping[str, Any]) -> None:
-        """Send one event. One that the tracker has no way to take is left out, and told of."""
-        left_out = self._cursor.left_out
+        """Send one event. One that the tracker has no way to take is left out, and told of.
+
+        It gets a flush of its own where that is cheap, or where one is refused and it is to be known which.
+        """
+        is_by_itself = not self._flush_every_s or self._is_careful
+        if is_by_itself:
+            self._make_safe(logger)
+        left_out = self._reached.left_out
         try:
             log_event(logger, event, self._replica.run_dir)
-            logger.flush()
+            if is_by_itself:
+                logger.flush()
         except (LoggerUnavailable, OSError):
             raise
         except Exception as error:  # noqa: BLE001 - a client may raise anything; the rest of the run still goes out
             _print(error)
             left_out = _line(f"{event['event']} {event.get('name', '')}: {type(error).__name__}: {error}")
-        num_events = self._cursor.num_events + 1
-        self._advance(replace(self._cursor, num_events=num_events, problem=None, left_out=left_out))
+        self._reached = replace(self._reached, num_events=self._reached.num_events + 1, left_out=left_out)
+        self._num_unsafe += 1
+        self._progress_at = time.monotonic()
+        if is_by_itself:
+            self._note_safe()
 
     def _advance(self, cursor: Cursor) -> None:
         self._save(replace(cursor, state="sending"))

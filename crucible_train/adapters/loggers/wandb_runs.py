@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from wandb.errors import AuthenticationError, CommError
 
 from crucible_train.adapters.loggers.base import QuietLogger
 from crucible_train.adapters.loggers.waiting_steps import WaitingSteps
+from crucible_train.adapters.loggers.wandb_artifacts import ARTIFACT_TIMEOUT_S, aliases, kept, made_of
+from crucible_train.adapters.loggers.wandb_wish import wish_s
 from crucible_train.adapters.reasons import in_one_line
 from crucible_train.ports import Cell, LoggedArtifact, LoggerUnavailable, Opened, RunInfo, RunStatus
 
@@ -29,13 +32,10 @@ class WandbLogger(QuietLogger):
     finishes the run and the next call resumes it, about 0.2 s on loopback; ``flush_every_s`` keeps that
     rare. Until then steps are kept
     here; a run that is resumed says which step it holds, and only what is newer is sent. A step must be complete when
-    ``flush`` is called.
-
-    The tests hold metrics, config, summary and resuming to a stub of the service. Artifacts, and tables, which
-    the library also makes artifacts of, have only been written offline.
+    ``flush`` is called. An artifact is confirmed one by one.
 
     Offline nothing can be resumed: ``start`` removes the folders that an earlier start left for this run and answers
-    that no step is held, and nothing is on disk for certain before ``finish``.
+    that nothing is held, and nothing is on disk for certain before ``finish``.
     """
 
     flush_every_s = 15.0
@@ -60,7 +60,8 @@ class WandbLogger(QuietLogger):
                 shutil.rmtree(torn)
         opened = self._opened()
         self._steps = WaitingSteps(_last_step(opened))
-        return Opened(None if self._is_offline else opened.url, self._steps.last_step)
+        url = None if self._is_offline else opened.url
+        return Opened(url, self._steps.last_step, is_new=not opened.resumed)
 
     def log_hparams(self, values: Mapping[str, Cell]) -> None:
         """Record settings as the run's config."""
@@ -84,18 +85,28 @@ class WandbLogger(QuietLogger):
         self._opened().summary[name] = wandb.Image(str(path))
 
     def log_artifact(self, artifact: LoggedArtifact) -> None:
-        """Record files as an artifact the run made; what it read, or what has no files, is described in the config."""
-        facts = {"kind": artifact.kind, "digest": artifact.digest, **artifact.facts}
-        if artifact.kind == "dataset" or artifact.path is None or artifact.is_input:
-            side = "inputs" if artifact.is_input else "outputs"
-            self._opened().config.update({f"{side}.{artifact.name}": facts}, allow_val_change=True)
-            return
-        made = wandb.Artifact(_NOT_IN_IDS.sub("-", artifact.name), type=artifact.kind, metadata=facts)
-        if artifact.path.is_dir():
-            made.add_dir(str(artifact.path))
-        else:
-            made.add_file(str(artifact.path))
-        self._opened().log_artifact(made, aliases=[alias for alias in artifact.aliases if alias != "latest"] or None)
+        """Record an artifact that the run made, with its files, or one that it used, by its digest.
+
+        What it used stands in the config as well; offline only there, as the library takes no used artifact then.
+
+        Raises:
+            LoggerUnavailable: the service did not take it in time.
+        """
+        run, made = self._opened(), made_of(artifact)
+        if artifact.is_input:
+            run.config.update({f"inputs.{artifact.name}": made.metadata}, allow_val_change=True)
+        if self._is_offline and not artifact.is_input:
+            run.log_artifact(made, aliases=aliases(artifact))
+        elif not self._is_offline:
+            try:
+                with kept():
+                    if artifact.is_input:
+                        run.use_artifact(made)
+                    else:
+                        run.log_artifact(made, aliases=aliases(artifact)).wait(timeout=ARTIFACT_TIMEOUT_S)
+            except LoggerUnavailable:
+                self._let_go()
+                raise
 
     def link(self, name: str, url: str) -> None:
         """Record an address in the run's summary."""
@@ -168,8 +179,16 @@ class WandbLogger(QuietLogger):
         except AuthenticationError:
             raise
         except (CommError, TimeoutError) as error:
-            raise LoggerUnavailable(f"W&B: {in_one_line(error)}") from error
+            wish = wish_s(f"{wandb.setup().settings.base_url}/graphql")
+            wandb.teardown()  # the library's process keeps the id of a run that it could not begin
+            raise LoggerUnavailable(f"W&B: {in_one_line(error)}", wish) from error
         return self._run
+
+    def _let_go(self) -> None:
+        """Leave the run, so that it can be opened anew; what was on its way may not arrive."""
+        run, self._run = self._run, None
+        with suppress(CommError, TimeoutError):
+            run.finish(exit_code=None)
 
     def _send(self, *, is_last: bool = False) -> None:
         run = self._opened(is_last=is_last)
@@ -188,7 +207,8 @@ class WandbLogger(QuietLogger):
         try:
             run.finish(exit_code=exit_code)
         except (CommError, TimeoutError) as error:
-            raise LoggerUnavailable(f"W&B: {in_one_line(error)}") from error
+            stream = f"{run.settings.base_url}/files/{run.entity}/{run.project}/{run.id}/file_stream"
+            raise LoggerUnavailable(f"W&B: {in_one_line(error)}", wish_s(stream)) from error
         if waiting:
             self._steps.sent(waiting[-1][0])
 
