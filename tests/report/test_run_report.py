@@ -1,6 +1,7 @@
 """The page, the summary and the charts of a run, laid out from planted facts."""
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -94,3 +95,13 @@ def test_steps_are_whole_numbers(num_steps: int) -> None:
         ticks = figure.axes[0].get_xticks()
         assert len(ticks) >= 1
         assert all(float(tick).is_integer() for tick in ticks)
+
+
+def test_how_busy_the_machine_was_is_drawn_where_it_was_measured() -> None:
+    heading, curves = "The machine while it trained", ("processor, % of all cores", "memory of the run, GiB")
+    assert heading not in page(facts())
+    loads = [{"step": step, "system/memory_gib": 1.5, "system/cpu_percent": 50.0 + step} for step in (1, 2)]
+    text = page(replace(facts(), timings=loads))
+    assert [text.count(told) for told in (heading, *curves, "GPU")] == [1, 1, 1, 0]
+    loads[1]["system/gpu_percent"] = 90.0
+    assert page(replace(facts(), timings=loads)).count("GPU, % of the time") == 1
