@@ -21,7 +21,15 @@ from crucible_train.config.sections import EngineConfig, PeftConfig
 from crucible_train.config.server import ServerConfig
 from crucible_train.errors import ConfigError
 from crucible_train.judges import RewardModel
-from crucible_train.ports import BlobStore, DatasetStore, MetricsLogger, SamplingClient, Tokenizer, TrainingClient
+from crucible_train.ports import (
+    BlobStore,
+    DatasetStore,
+    MetricsLogger,
+    RecordedRun,
+    SamplingClient,
+    Tokenizer,
+    TrainingClient,
+)
 from crucible_train.types import Datum, Estimate, Hardware, PreferenceLoss
 
 if TYPE_CHECKING:
@@ -114,6 +122,22 @@ def tracker(name: str) -> MetricsLogger:
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"report_to: {name} cannot be loaded: {error}") from error
     return conforming(factory(), MetricsLogger, f"tracker {name}")
+
+
+def recorded_run(place: Path) -> RecordedRun:
+    """The run in a file of Neptune's client, or in a folder of such files.
+
+    Raises:
+        ConfigError: there is none, it cannot be read, or the library is missing.
+    """
+    if not _is_installed("neptune_api"):
+        raise ConfigError(f'{place}: reading it needs the library neptune_api: pip install "crucible-train[neptune]"')
+    from crucible_train.adapters.loggers.neptune_reading import read_neptune_run
+
+    try:
+        return read_neptune_run(place)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def tracker_names(report_to: Sequence[str]) -> list[str]:

@@ -50,7 +50,8 @@ _BARE_SECRETS = re.compile(
         | sk-(?:(?=[A-Za-z_-]*[0-9])[A-Za-z0-9_-]{8,}|[A-Za-z0-9_-]{16,})
         | (?:AKIA|ASIA)[A-Z0-9]{12,}
         | (?:gh[oprsu]_|github_pat_|glpat-|xox[abprs]-|AIza)[A-Za-z0-9_-]{16,}
-        | (?:xapp-|wandb_v1_|npm_|pypi-)(?=[A-Za-z_-]*[0-9])[A-Za-z0-9_-]{16,}
+        | (?:xapp-|wandb_v1_|npm_|pypi-|ya29\.|[sr]k_live_)(?=[A-Za-z_-]*[0-9])[A-Za-z0-9_-]{16,}
+        | dapi[0-9a-f]{32}(?:-[0-9])?(?![A-Za-z0-9])
         | (?<=hooks\.slack\.com/services/)[A-Za-z0-9/]+
         | eyJ[A-Za-z0-9_-]{32,}={0,2}(?![A-Za-z0-9_.-])             # Neptune: JSON in base 64
         | Basic\s+(?=[A-Za-z]*[0-9=])[A-Za-z0-9+/]{8,}={0,2}
@@ -59,6 +60,14 @@ _BARE_SECRETS = re.compile(
       )
     """,
     re.VERBOSE | re.DOTALL,
+)
+# An older key of W&B is 40 digits in base 16, as the name of a commit is: it is one where it stands alone, unnamed.
+_DIGEST_WORDS = re.compile(r"(?:commit|digest|sha[0-9]*|hash|checksum|md5|revision|rev|tree|parent|head|git)(?:s|es)?")
+_WORD_BEFORE = r"(?:\b(?P<before>[A-Za-z][A-Za-z0-9]*)[\s:=('\"`]{1,3})?"
+_HEX_KEY = re.compile(rf"{_WORD_BEFORE}(?<![\w/@.#%+-])(?P<key>(?:local-)?[0-9a-f]{{40}})(?![\w/@%+-]|\.\w)")
+_LONG_TOKEN = re.compile(  # 32 letters of both cases and digits, mixed, without a break: no word, no digest
+    rf"{_WORD_BEFORE}(?<![\w/@.#%+-])(?P<key>(?=(?:[A-Za-z]*[0-9]+[A-Za-z]+){{2}})(?=[A-Z0-9]*[a-z])(?=[a-z0-9]*[A-Z])"
+    r"[A-Za-z0-9]{32,})(?![\w/@%+=-]|\.\w)"
 )
 
 
@@ -77,12 +86,18 @@ def _redact(value: Any, name: str) -> Any:
     if isinstance(value, BaseModel | Mapping):
         return redacted(value)
     if isinstance(value, list | tuple | set | frozenset):
-        return [_redact(item, "") for item in value]
+        return [_redact(item, name) for item in value]
     if isinstance(value, Enum):
         return _redact(value.value, name)
     if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
         return value
-    return hide_secrets(str(value))
+    return str(value) if _is_digest(name, str(value)) else hide_in_remark(str(value))
+
+
+def _is_digest(name: str, value: str) -> bool:
+    """Whether a value is the name of a commit and the like: by the name it stands under."""
+    is_named = any(_DIGEST_WORDS.fullmatch(word.lower()) for word in _WORD.findall(name))
+    return is_named and re.fullmatch("[A-Za-z0-9]{32,}", value) is not None
 
 
 def is_secret_name(name: str) -> bool:
@@ -114,7 +129,21 @@ def hide_secrets(text: str) -> str:
     text = _ASSIGNMENT.sub(_hide_assigned, text)
     text = _ENCODED_ASSIGNMENT.sub(_hide_encoded, text)
     text = _NAMED.sub(_hide_named, text)
-    return _BARE_SECRETS.sub(REDACTED, text)
+    text = _BARE_SECRETS.sub(REDACTED, text)
+    return _HEX_KEY.sub(_hide_unnamed, text)
+
+
+def hide_in_remark(text: str) -> str:
+    """What a person wrote of a run, without secrets: besides what ``hide_secrets`` knows, any long token."""
+    return _LONG_TOKEN.sub(_hide_unnamed, hide_secrets(text))
+
+
+def _hide_unnamed(found: re.Match[str]) -> str:
+    """A token, unless the word before says that it names a commit or a content."""
+    before = found["before"] or ""
+    if _DIGEST_WORDS.fullmatch(before.lower()):
+        return found[0]
+    return found[0].removesuffix(found["key"]) + REDACTED
 
 
 def _hide_assigned(found: re.Match[str]) -> str:

@@ -9,6 +9,7 @@ from crucible_train.ports.metrics_logger import (
     LoggerUnavailable,
     MetricsLogger,
     Opened,
+    RecordedRun,
     RunInfo,
     RunStatus,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "ModelInfo",
     "NextTokenScorer",
     "Opened",
+    "RecordedRun",
     "RunInfo",
     "RunStatus",
     "SamplingClient",

@@ -51,10 +51,12 @@ class Opened:
     Attributes:
         url: where a person finds the run; None where there is no such page.
         last_step: the newest step of which the logger already holds the metrics; -1 for none.
+        is_new: whether it holds nothing of the run at all, no settings either, so that everything is to be logged.
     """
 
     url: str | None = None
     last_step: int = -1
+    is_new: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,27 @@ class LoggedArtifact:
     def upload_s(self) -> float:
         """Seconds that sending its files may take."""
         return 0.0 if self.path is None else files.num_bytes(self.path) / SLOWEST_BYTES_A_SECOND
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedRun:
+    """A run as a file of a tracker's client holds it.
+
+    Attributes:
+        run_id: what the client called it.
+        project: the tracker's project.
+        settings: the newest value of every setting.
+        tags: words that were attached to it.
+        steps: every step once, in order, and its finite metrics.
+        num_left_out: numbers that are not finite.
+    """
+
+    run_id: str
+    project: str
+    settings: Mapping[str, Cell]
+    tags: Sequence[str]
+    steps: Sequence[tuple[int, Mapping[str, float]]]
+    num_left_out: int
 
 
 class LoggerUnavailable(Exception):

@@ -14,6 +14,12 @@ Record = Mapping[str, Any]
 _INK, _FAINT, _TRAIN, _HELD_OUT = "#1f2430", "#d5d9e0", "#4063d8", "#d1495b"
 _COLOURS = (_TRAIN, _HELD_OUT, "#2a9d6f", "#c98a1b", "#7b4fc9", "#2b9ab8", "#8a5a44", "#5b6475")
 _DASHES, _FEW = ("-", "--", ":", "-."), 12
+_LOADS = (
+    ("system/cpu_percent", "processor, % of all cores"),
+    ("system/memory_gib", "memory of the run, GiB"),
+    ("system/gpu_percent", "GPU, % of the time"),
+    ("system/gpu_memory_gib", "memory of the GPU, GiB"),
+)
 _PREFERENCES = ("preferences of the step", "held-out preferences")
 _STYLE = {
     "font.size": 10,
@@ -102,6 +108,13 @@ def small_chart(records: Sequence[Record], name: str, label: str) -> Figure:
         axes.set_title(label, loc="left", fontsize=10, color=_INK, parse_math=False)
 
     return _figure(draw, (3.6, 2.1))
+
+
+def machine_charts(timings: Sequence[Record]) -> list[str]:
+    """How busy the machine was at every step, as ``<svg>`` elements, as far as it was measured."""
+    return [
+        svg(small_chart(timings, name, label)) for name, label in _LOADS if any(name in record for record in timings)
+    ]
 
 
 def line_colour(number: int) -> str:

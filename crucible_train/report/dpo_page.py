@@ -4,7 +4,14 @@ from typing import Any
 
 from crucible_train.config.writing import as_text
 from crucible_train.data.conversations import described
-from crucible_train.report.charts import accuracy_chart, margin_chart, preference_loss_chart, small_chart, svg
+from crucible_train.report.charts import (
+    accuracy_chart,
+    machine_charts,
+    margin_chart,
+    preference_loss_chart,
+    small_chart,
+    svg,
+)
 from crucible_train.report.dpo_facts import DPOFacts
 from crucible_train.report.template import render
 
@@ -35,6 +42,7 @@ def page(facts: DPOFacts) -> str:
             for records, name, label in charts
             if any(name in record for record in records)
         ],
+        machine=machine_charts(facts.timings),
         num_bad_rows_shown=_NUM_BAD_ROWS_SHOWN,
         written=lambda value: as_text(value, Any),
     )

@@ -4,7 +4,7 @@ from typing import Any
 
 from crucible_train.config.writing import as_text
 from crucible_train.data.conversations import described
-from crucible_train.report.charts import loss_chart, small_chart, svg
+from crucible_train.report.charts import loss_chart, machine_charts, small_chart, svg
 from crucible_train.report.facts import RunFacts
 from crucible_train.report.template import render
 
@@ -25,6 +25,7 @@ def page(facts: RunFacts) -> str:
         compared=[*facts.compared, *facts.ended],
         format=described(facts.data["format"], facts.data["columns"]),
         charts=charts,
+        machine=machine_charts(facts.timings),
         num_bad_rows_shown=_NUM_BAD_ROWS_SHOWN,
         written=lambda value: as_text(value, Any),
     )

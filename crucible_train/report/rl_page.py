@@ -6,7 +6,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from crucible_train.config.writing import as_text
-from crucible_train.report.charts import reward_chart, small_chart, svg
+from crucible_train.report.charts import machine_charts, reward_chart, small_chart, svg
 from crucible_train.report.rl_facts import RLFacts
 from crucible_train.report.template import render
 
@@ -44,6 +44,7 @@ def problem_page(
         facts=facts,
         first=svg(first),
         small=small,
+        machine=machine_charts(facts.timings),
         **more,
         compared=facts.compared,
         written=lambda value: as_text(value, Any),

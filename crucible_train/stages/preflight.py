@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from crucible_train import wiring
 from crucible_train.checkpoints import MANIFEST
-from crucible_train.config.redaction import hide_secrets
+from crucible_train.config.redaction import hide_in_remark, hide_secrets
 from crucible_train.config.run_config import RunConfig
 from crucible_train.data.conversations import FormatTable
 from crucible_train.errors import ConfigError, CrucibleError, DataError
@@ -44,7 +44,8 @@ def _found(examine: Examine, config: RunConfig) -> Problems:
 
 
 def names(config: RunConfig) -> Problems:
-    """Loggers and the renderer."""
+    """Loggers, the renderer, and what the run is called."""
+    yield from _remarks(config)
     yield from wiring.check_names(config.report_to)
     if not is_renderer(config.data.renderer):
         known = ", ".join(["auto", *list_renderers()])
@@ -59,6 +60,16 @@ def secrets(values: dict[str, object]) -> Problems:
                 f"{field}: {hide_secrets(value)}: it holds a secret, which would be kept with the run; give "
                 "credentials through the environment or the library's own settings file"
             )
+
+
+def _remarks(config: RunConfig) -> Problems:
+    """What a person wrote of the run: its folder, its page and its trackers keep that as it is."""
+    told = {"run_name": config.run_name, "tracking": config.tracking.model_dump()}
+    for name, value in told.items():
+        for field, text in texts(name, value):
+            shown = hide_in_remark(text)
+            if shown != text:
+                yield f"{field}: {shown}: it holds a secret, which would be kept with the run; leave it out"
 
 
 def texts(field: str, value: object) -> Iterator[tuple[str, str]]:

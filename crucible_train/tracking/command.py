@@ -15,12 +15,14 @@ from crucible_train.journal import TrackedRun
 from crucible_train.metrics_file import METRICS_FILE
 from crucible_train.tracking.cursor import Cursor
 from crucible_train.tracking.follow import DRAIN_S, Follower, print_failure
+from crucible_train.tracking.recorded import as_run_directory
 from crucible_train.tracking.replica import Left, Replica, exported, replicas
 
 _LOOK_EVERY_S = 0.2
 _LOCK_S = 2.0
 """How long a lock may be held by somebody who only looks whether it is."""
 _PROGRAM = "python -m crucible_train.tracking"
+_NEPTUNE, _JSONL = "run_operations.sqlite3", "jsonl"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,12 +64,20 @@ def _parser() -> argparse.ArgumentParser:
     export = commands.add_parser(
         "export",
         help="send a run to any tracker, as a new run there",
-        description="Send a run, from its own files, to any tracker, as a new run there.",
+        description="Send a run, from its own files or from a file of Neptune's, to any tracker, as a new run there.",
     )
-    export.add_argument("place", type=Path, metavar="RUN", help="a run directory")
+    export.add_argument("place", type=Path, metavar="RUN", help=f"a run directory, or a file {_NEPTUNE}")
     known = ", ".join(wiring.TRACKERS)
     export.add_argument(
-        "--to", required=True, action="append", metavar="NAME", help=f"one of {known}, or module:Class; may be repeated"
+        "--to",
+        required=True,
+        action="append",
+        metavar="NAME",
+        help=f"one of {known}, or module:Class; may be repeated; {_JSONL} makes a run directory of a file of "
+        "Neptune's, as the others do on the way",
+    )
+    export.add_argument(
+        "--into", type=Path, metavar="FOLDER", help="that run directory; runs/ID in the working directory at first"
     )
     _takes_wait(export)
     export.set_defaults(run=_export, ended=True)
@@ -111,18 +121,36 @@ def _sync(given: argparse.Namespace) -> int:
 
 
 def _export(given: argparse.Namespace) -> int:
-    run_dir: Path = given.place
-    if not (run_dir / METRICS_FILE).is_file():
-        raise ConfigError(f"{run_dir}: it holds no {METRICS_FILE}, so it is no run directory")
-    if problems := wiring.check_names(given.to):
+    place: Path = given.place
+    is_neptune = place.is_file() or (place.is_dir() and not (place / METRICS_FILE).is_file() and _holds_neptune(place))
+    if not is_neptune and not (place / METRICS_FILE).is_file():
+        raise ConfigError(f"{place}: it holds no {METRICS_FILE}, so it is no run directory")
+    names = [name for name in given.to if not (is_neptune and name == _JSONL)]
+    if _JSONL in names:
+        raise ConfigError(f"--to: {place / METRICS_FILE} is there already")
+    if given.into is not None and not is_neptune:
+        raise ConfigError(f"--into: {place} is a run directory, so none is made")
+    if problems := wiring.check_names(names):
         raise ConfigError([problem.replace("report_to", "--to") for problem in problems])
-    if off := wiring.switched_off(given.to):
+    if off := wiring.switched_off(names):
         raise ConfigError([f"--to: {line}" for line in off])
-    if wrong := [name for name in given.to if not wiring.tracker_names([name])]:
+    if wrong := [name for name in names if not wiring.tracker_names([name])]:
         raise ConfigError(f"--to: {wrong[0]} is no tracker")
-    run = _exportable(run_dir)
-    results = [_sent(run, exported(run, name), given) for name in given.to]
+    run = _exportable(_from_neptune(place, given.into) if is_neptune else place)
+    results = [_sent(run, exported(run, name), given) for name in names]
     return int(not all(results))
+
+
+def _holds_neptune(folder: Path) -> bool:
+    return any(folder.rglob(_NEPTUNE))
+
+
+def _from_neptune(place: Path, into: Path | None) -> Path:
+    """A run directory of what Neptune's client wrote."""
+    found = wiring.recorded_run(place)
+    run_dir = into or Path("runs") / journal.plain(found.run_id)
+    as_run_directory(found, run_dir)
+    return run_dir
 
 
 def _exportable(run_dir: Path) -> TrackedRun:

@@ -35,7 +35,8 @@ from crucible_train.tracking.tail import EventFeed, Step, StepFeed
 DRAIN_S = 60.0
 """How long a follower whose run has ended, or whose trainer is gone, goes on without anything being taken."""
 _LOOK_EVERY_S = 0.2
-_STEPS_A_FLUSH = 200
+_PARTS_A_FLUSH = 200
+"""Steps and events."""
 _NUM_REFUSALS = 3
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 _NO_FILE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
@@ -70,10 +71,13 @@ class Follower:
         self._num_failures: Counter[int] = Counter()
         self._retried: set[int] = set()
         self._upload_s = 0.0
+        self._flush_every_s = 0.0
+        self._is_careful = False
         self._steps, self._events = StepFeed(replica.run_dir), EventFeed(replica.run_dir)
         self._progress_at = time.monotonic()
         self._ended_at: float | None = None
-        self._cursor = replica.cursor(self._run())
+        self._cursor = self._reached = replica.cursor(self._run())
+        self._num_unsafe = 0
 
     def follow(self) -> Cursor:
         """Send; how far it came. The caller holds the replica's lock."""
@@ -90,6 +94,7 @@ class Follower:
                 state, text, wait_s = "unavailable", f"{error.strerror or error}", None
             except Exception as error:  # noqa: BLE001 - whatever a client raises is told, and tried again a few times
                 self._count_refusal(error)
+                self._is_careful = True
                 state, text, wait_s = "refused", f"{type(error).__name__}: {error}", None
             else:
                 return self._cursor
@@ -118,19 +123,20 @@ class Follower:
         run = named(self._run(), self._cursor)
         opened = logger.start(run.info)
         # the tracker knows better than the cursor: a file that was torn holds nothing and gets everything again
-        num_events = self._cursor.num_events if opened.last_step >= self._cursor.last_step else 0
+        has_lost = opened.is_new or opened.last_step < self._cursor.last_step
+        num_events = 0 if has_lost else self._cursor.num_events
         self._open_feeds()
         left_out = tuple(one for one in self._cursor.left_out if one.number < num_events)
         held = replace(self._cursor, last_step=opened.last_step, num_events=num_events, left_out=left_out)
         self._save(replace(held, url=opened.url or held.url, state="sending"))
-        flush_every_s: float = getattr(logger, "flush_every_s", 0.0)
+        self._flush_every_s = getattr(logger, "flush_every_s", 0.0)
         sent_at = -math.inf
         while True:
             run = self._run()
             is_orphan = not self._is_parent_there()
             is_whole = run.has_all_steps or (self._is_ended and is_orphan and not self._is_trained_now(run))
             goes_on = run.phase == "training" and not is_orphan
-            if goes_on and time.monotonic() < sent_at + flush_every_s:
+            if goes_on and time.monotonic() < sent_at + self._flush_every_s:
                 time.sleep(_LOOK_EVERY_S)
                 continue
             if self._send(logger, is_whole=is_whole):
@@ -153,59 +159,72 @@ class Follower:
         """Send what is there; whether anything was."""
         steps = self._steps.read(self._cursor.last_step, is_whole=is_whole)
         events = self._events.read(self._cursor.num_events)
-        unsafe: list[Step] = []
+        self._reached, self._num_unsafe = self._cursor, 0
         place = num_sent = 0
         while True:
             step = steps[place] if place < len(steps) else None
-            newest = unsafe[-1][0] if unsafe else self._cursor.last_step
             event = events[num_sent] if num_sent < len(events) else None
-            if event is not None and _is_due(event, step, newest, is_whole=is_whole):
-                self._make_safe(logger, unsafe)
+            if event is not None and _is_due(event, step, self._reached.last_step, is_whole=is_whole):
                 self._send_event(logger, event)
                 num_sent += 1
             elif step is not None:
                 logger.log_metrics(step[1], step[0])
-                unsafe.append(step)
+                self._reached = replace(self._reached, last_step=step[0])
+                self._num_unsafe += 1
                 place += 1
-                if len(unsafe) >= _STEPS_A_FLUSH:
-                    self._make_safe(logger, unsafe)
             else:
                 break
-        self._make_safe(logger, unsafe)
+            if self._num_unsafe >= _PARTS_A_FLUSH:
+                self._make_safe(logger)
+        self._make_safe(logger)
         return place + num_sent > 0
 
-    def _make_safe(self, logger: MetricsLogger, unsafe: list[Step]) -> None:
-        if unsafe:
+    def _make_safe(self, logger: MetricsLogger) -> None:
+        if self._num_unsafe:
             logger.flush()
-            self._advance(replace(self._cursor, last_step=unsafe[-1][0], problem=None))
-            unsafe.clear()
+            self._note_safe()
+
+    def _note_safe(self) -> None:
+        self._advance(replace(self._reached, problem=None))
+        self._num_unsafe = 0
 
     def _send_event(self, logger: MetricsLogger, event: Mapping[str, Any]) -> None:
-        """Send one event. One that the tracker does not take is left out, and told of."""
-        number, left_out = self._cursor.num_events, self._cursor.left_out
-        why = self._tried(logger, number, event)
+        """Send one event. One that the tracker does not take is left out, and told of.
+
+        It gets a flush of its own where that is cheap, or where one is refused and it is to be known which.
+        """
+        is_by_itself = not self._flush_every_s or self._is_careful
+        if is_by_itself:
+            self._make_safe(logger)
+        number, left_out = self._reached.num_events, self._reached.left_out
+        why = self._tried(logger, number, event, flushes=is_by_itself)
         if why is not None:
             left_out = (*left_out, LeftOut(number, why))
-        self._advance(replace(self._cursor, num_events=number + 1, problem=None, left_out=left_out))
+        self._reached = replace(self._reached, num_events=number + 1, left_out=left_out)
+        self._num_unsafe += 1
+        self._progress_at = time.monotonic()
+        if is_by_itself:
+            self._note_safe()
 
     def _send_left_out(self, logger: MetricsLogger) -> None:
         """Try once more, in this process, what the tracker did not take before."""
         events = self._events.read(0)
         for one in self._cursor.left_out:
             if one.number not in self._retried and one.number < len(events):
-                why = self._tried(logger, one.number, events[one.number])
+                why = self._tried(logger, one.number, events[one.number], flushes=True)
                 self._retried.add(one.number)
                 still = {other for other in self._cursor.left_out if other.number != one.number}
                 still |= set() if why is None else {LeftOut(one.number, why)}
                 self._advance(replace(self._cursor, left_out=tuple(sorted(still))))
 
-    def _tried(self, logger: MetricsLogger, number: int, event: Mapping[str, Any]) -> str | None:
+    def _tried(self, logger: MetricsLogger, number: int, event: Mapping[str, Any], *, flushes: bool) -> str | None:
         """Send an event; why it is to be left out, where it is and not the tracker that fails, and it always does."""
         try:
             if event["event"] == "artifact":
                 self._upload_s = _artifact(event, self._replica.run_dir).upload_s
             log_event(logger, event, self._replica.run_dir)
-            logger.flush()
+            if flushes:
+                logger.flush()
         except Exception as error:  # a client may raise anything; the rest of the run still goes out
             if not self._is_its_own(error, number):
                 raise

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from crucible_train.config.base import Section, option
-from crucible_train.config.redaction import REDACTED, hide_secrets, is_secret_name, redacted
+from crucible_train.config.redaction import REDACTED, hide_in_remark, hide_secrets, is_secret_name, redacted
 from crucible_train.recipes.sft import SFTConfig
 
 
@@ -72,6 +72,49 @@ def test_secret_values(text: str, hidden: str) -> None:
 )  # fmt: skip
 def test_other_values(text: str) -> None:
     assert hide_secrets(text) == text
+
+
+_HEX = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.mark.parametrize("text", ["{}", "local-{}", "my key {}", "(key: {}).", "a\n{}\nb", '"{}"', "commits and {}"])
+def test_an_older_key_of_wandb_is_hidden_where_it_stands_alone(text: str) -> None:
+    assert hide_secrets(text.format(_HEX)) == text.replace("local-", "").format(REDACTED)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "commit {}", "at commit `{}` of main", "revision={}", "models/snapshots/{}/config.json", "org/model@{}",
+        "https://github.com/a/b/commit/{}", "SHA1: {}", "v1.2.dev3+g{}", "{}89abcdef0123456789abcdef", "{}0",
+    ],
+)  # fmt: skip
+def test_a_commit_and_a_digest_are_no_keys(text: str) -> None:
+    assert hide_secrets(text.format(_HEX)) == text.format(_HEX)
+    assert hide_in_remark(text.format(_HEX)) == text.format(_HEX)
+
+
+def test_a_value_is_a_digest_by_its_name() -> None:
+    digests = {"revision": _HEX, "git_commit": _HEX, "sha1": _HEX, "commits": [_HEX], "deep": {"tree_hash": _HEX}}
+    assert redacted(digests) == digests
+    assert redacted({"notes": _HEX, "tags": ["a", _HEX]}) == {"notes": REDACTED, "tags": ["a", REDACTED]}
+
+
+@pytest.mark.parametrize("token", ["r8Kf02mQxZ7tVb4LwN1sYd6HcJ9gPe3A", "A1b2C3d4E5f6G7h8I9j0K1l2M3n4O5p6Q7r8S9t0"])
+def test_a_long_token_of_no_known_kind_is_hidden_in_a_remark(token: str) -> None:
+    for remark in ("{}", "use {} today", "key={}."):
+        assert token not in hide_in_remark(remark.format(token))
+    assert hide_secrets(token) == token  # elsewhere it may be anything
+
+
+@pytest.mark.parametrize(
+    "remark",
+    ["SmolLM2-135M-Instruct-on-gsm8k-with-lora-r16", "a remark, 3 of 4", "Donaudampfschifffahrtsgesellschaftskapitaen1",
+     "my_run_with_A_very_long_name_1_and_2", "digest: r8Kf02mQxZ7tVb4LwN1sYd6HcJ9gPe3A",
+     "9f86d081884c7d659a2feaa0c55ad015"],
+)  # fmt: skip
+def test_a_remark_stays_readable(remark: str) -> None:
+    assert hide_in_remark(remark) == remark
 
 
 class _Colour(StrEnum):

@@ -1,6 +1,7 @@
 """The page, the summary and the charts of a run, laid out from planted facts."""
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -102,3 +103,13 @@ def test_a_metric_may_have_any_name(name: str) -> None:
     charts.append(small_chart([{"step": 1, name: 1.0}], name, name))
     for chart in charts:
         assert f">{name}<" in svg(chart)
+
+
+def test_how_busy_the_machine_was_is_drawn_where_it_was_measured() -> None:
+    heading, curves = "The machine while it trained", ("processor, % of all cores", "memory of the run, GiB")
+    assert heading not in page(facts())
+    loads = [{"step": step, "system/memory_gib": 1.5, "system/cpu_percent": 50.0 + step} for step in (1, 2)]
+    text = page(replace(facts(), timings=loads))
+    assert [text.count(told) for told in (heading, *curves, "GPU")] == [1, 1, 1, 0]
+    loads[1]["system/gpu_percent"] = 90.0
+    assert page(replace(facts(), timings=loads)).count("GPU, % of the time") == 1

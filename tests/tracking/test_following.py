@@ -203,6 +203,53 @@ def test_a_tracker_whose_flush_is_dear_is_seldom_flushed_while_the_run_goes_on(m
     assert len(flushes) == 2
 
 
+def test_a_tracker_whose_flush_is_dear_gets_the_events_of_a_pass_with_one_flush(make_run):
+    run = make_run(("dear",), start_follower=lambda *_: None)
+    run.start()
+    run.steps(0, 9)
+    for number in range(20):
+        run.logger.log_text(f"sample/{number}", "x", 5)
+    run.finish()
+    conclude(run.dir)
+    held, flushes = [], []
+    end = Follower(Replica(run.dir, "dear"), lambda _: Dear(held, flushes)).follow()
+    assert (end.state, end.last_step, end.num_events) == ("done", 9, 20)
+    assert held == truth(run.dir)
+    assert flushes == [10]
+
+
+class Late(QuietLogger):
+    """A tracker whose flush is dear, and which finds out only there that it cannot take something."""
+
+    flush_every_s = 1000.0
+
+    def __init__(self, held: list[str]) -> None:
+        self._held, self._waiting = held, []
+
+    def log_text(self, name, text, step) -> None:
+        self._waiting.append(name)
+
+    def flush(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        if "bad" in waiting:
+            raise TypeError("no such text")
+        self._held += waiting
+
+
+def test_the_one_event_that_a_flush_refuses_is_found_and_left_out(make_run):
+    run = make_run(("late",), start_follower=lambda *_: None)
+    run.start()
+    run.steps(0, 3)
+    for name in ("a", "bad", "b"):
+        run.logger.log_text(name, "x", 2)
+    run.finish()
+    conclude(run.dir)
+    held: list[str] = []
+    end = Follower(Replica(run.dir, "late"), lambda _: Late(held)).follow()
+    assert (end.state, end.num_events, end.left_out) == ("done", 3, "text bad: TypeError: no such text")
+    assert held == ["a", "b"]
+
+
 def test_what_is_logged_again_by_a_run_that_goes_on_is_noted_once(make_run):
     for _ in range(2):
         run = make_run(start_follower=lambda *_: None)

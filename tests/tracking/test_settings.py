@@ -2,11 +2,14 @@
 
 from pathlib import Path
 
+import pytest
+
 from crucible_train import journal
 from crucible_train.config.sections import TrackingConfig
 from crucible_train.ports import LoggedArtifact
 from crucible_train.recipes.post_train import PostTrainConfig, chained
 from crucible_train.recipes.sft import SFTConfig
+from crucible_train.stages import preflight
 from crucible_train.stages.tracked import run_info, settings
 
 
@@ -21,12 +24,33 @@ def test_the_methods_of_a_chain_share_a_group_and_everything_else_they_are_told(
 
 
 def test_a_run_is_described_without_secrets(tmp_path):
-    told = TrackingConfig(name="sk-abcdefgh12345678", notes="password=hunter2", tags=["hf_abcdefghij0123456789"])
+    told = TrackingConfig(
+        name="sk-abcdefgh12345678",
+        project="r8Kf02mQxZ7tVb4LwN1sYd6HcJ9gPe3A",
+        group="glpat-0123456789abcdefghij",
+        notes="password=hunter2",
+        tags=["hf_abcdefghij0123456789", "0123456789abcdef0123456789abcdef01234567"],
+    )
     info = run_info(SFTConfig(dataset="https://me:hunter2@host/x", tracking=told), tmp_path / "run", 3, 0)
     journal.begin(info, ["csv"], "training")
     written = (tmp_path / "run" / "tracking" / "run.json").read_text()
-    for secret in ("hunter2", "abcdefgh1234", "hf_abc"):
+    for secret in ("hunter2", "abcdefgh1234", "hf_abc", "r8Kf02", "glpat-0123", "0123456789abcdef01"):
         assert secret not in written
+
+
+@pytest.mark.parametrize(
+    ("field", "config"),
+    [
+        ("run_name", {"run_name": "hf_abcdefghij0123456789"}),
+        ("tracking.notes", {"tracking": {"notes": "key 0123456789abcdef0123456789abcdef01234567"}}),
+        ("tracking.tags[1]", {"tracking": {"tags": ["a", "sk-abcdefgh12345678"]}}),
+        ("tracking.group", {"tracking": {"group": "r8Kf02mQxZ7tVb4LwN1sYd6HcJ9gPe3A"}}),
+    ],
+)
+def test_a_secret_in_what_a_run_is_called_is_refused_before_it_is_kept(field, config):
+    (problem,) = preflight.names(SFTConfig.model_validate({"report_to": ["console"], **config}))
+    assert problem.startswith(f"{field}: ")
+    assert problem.endswith("[redacted]: it holds a secret, which would be kept with the run; leave it out")
 
 
 def test_settings_are_flat_and_leave_out_what_is_about_trackers():

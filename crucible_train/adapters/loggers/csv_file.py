@@ -42,7 +42,7 @@ class CSVLogger(QuietLogger):
         self._folder = run.run_dir / "tracking" / "csv" / (run.tracker_id or run.run_id)
         rows = self._read()
         self._written = rows[-1] if rows else None
-        return Opened(self.path.absolute().as_uri(), int(rows[-1][_STEP]) if rows else -1)
+        return Opened(self.path.absolute().as_uri(), int(rows[-1][_STEP]) if rows else -1, is_new=not rows)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Put numbers into the row of their step."""

@@ -70,17 +70,17 @@ class MlflowLogger(QuietLogger):
         is_server = uri.startswith(("http://", "https://"))
         with reached():
             if is_server:
-                found = self._open(uri, run, artifacts=None)
+                found, is_new = self._open(uri, run, artifacts=None)
             else:  # two runs that begin side by side must not both create the tables
                 beside.mkdir(parents=True, exist_ok=True)
                 with FileLock(beside / "mlflow.db.lock"):
-                    found = self._open(uri, run, artifacts=beside / "mlflow-artifacts")
+                    found, is_new = self._open(uri, run, artifacts=beside / "mlflow-artifacts")
         self._run_id = found.info.run_id
         self._steps = WaitingSteps(_last_step(found))
         self._names = Names([*found.data.metrics, *found.data.params], found.data.tags)
         self._artifacts = RunArtifacts(self._client, found, run.project)
         page = f"/#/experiments/{found.info.experiment_id}/runs/{self._run_id}" if is_server else ""
-        return Opened(f"{without_user(uri)}{page}", self._steps.last_step)
+        return Opened(f"{without_user(uri)}{page}", self._steps.last_step, is_new=is_new)
 
     def log_hparams(self, values: Mapping[str, Cell]) -> None:
         """Record settings as params; MLflow keeps the first value of each, so one that changed becomes a tag."""
@@ -151,7 +151,8 @@ class MlflowLogger(QuietLogger):
         assert self._artifacts is not None, "start comes first"
         return self._artifacts
 
-    def _open(self, uri: str, run: RunInfo, artifacts: Path | None) -> Run:
+    def _open(self, uri: str, run: RunInfo, artifacts: Path | None) -> tuple[Run, bool]:
+        """The run, and whether it was made now."""
         self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         experiment_id = self._experiment(run.project, artifacts)
         tracker_id = run.tracker_id or run.run_id
@@ -165,7 +166,7 @@ class MlflowLogger(QuietLogger):
         query = f"tags.`{TRACKER_ID}` = '{tracker_id}'"
         found = self._client.search_runs([experiment_id], query, ViewType.ACTIVE_ONLY, max_results=1)
         if not found:
-            return self._client.create_run(experiment_id, tags=wanted, run_name=name)
+            return self._client.create_run(experiment_id, tags=wanted, run_name=name), True
         known = found[0]
         run_id = known.info.run_id
         if known.info.status != "RUNNING" or known.info.run_name != name:
@@ -173,7 +174,7 @@ class MlflowLogger(QuietLogger):
         tags = [RunTag(key, value) for key, value in wanted.items() if known.data.tags.get(key) != value]
         if tags:
             self._client.log_batch(run_id, tags=tags, synchronous=True)
-        return self._client.get_run(run_id)
+        return self._client.get_run(run_id), False
 
     def _experiment(self, name: str, artifacts: Path | None) -> str:
         found = self._client.get_experiment_by_name(name)

@@ -35,9 +35,10 @@ class NeptuneLogger(QuietLogger):
     def start(self, run: RunInfo) -> Opened:
         """Find the newest step in the files of this run."""
         self._info = run
-        held = (step for file in self._folder.glob("*/run_operations.sqlite3") for step, _ in read_neptune_file(file))
+        earlier = list(self._folder.glob("*/run_operations.sqlite3"))
+        held = (step for file in earlier for step, _ in read_neptune_file(file))
         self._steps = WaitingSteps(max(held, default=-1))
-        return Opened(None, self._steps.last_step)
+        return Opened(None, self._steps.last_step, is_new=not earlier)
 
     def log_hparams(self, values: Mapping[str, Cell]) -> None:
         """Record settings."""

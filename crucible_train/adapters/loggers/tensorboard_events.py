@@ -51,7 +51,7 @@ class TensorBoardLogger(QuietLogger):
         last_step = max((step for path in known for step in _steps(path)), default=-1)
         _wait_for_later_name(known)
         self._writer = EventFileWriter(str(folder), flush_secs=3600)
-        return Opened(folder.absolute().as_uri(), last_step)
+        return Opened(folder.absolute().as_uri(), last_step, is_new=not known)
 
     def log_hparams(self, values: Mapping[str, Cell]) -> None:
         """Record the settings for TensorBoard's table of them; null as ``null``."""

@@ -1,9 +1,11 @@
 """Runs in Weights & Biases, online or offline."""
 
+import math
 import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from wandb.errors import AuthenticationError, CommError
 
 from crucible_train.adapters.loggers.base import QuietLogger
 from crucible_train.adapters.loggers.waiting_steps import WaitingSteps
+from crucible_train.adapters.loggers.wandb_artifacts import aliases, kept, made_of
+from crucible_train.adapters.loggers.wandb_wish import wish_s
 from crucible_train.adapters.reasons import in_one_line
 from crucible_train.errors import ConfigError
 from crucible_train.ports import Cell, LoggedArtifact, LoggerUnavailable, Opened, RunInfo, RunStatus
@@ -30,15 +34,11 @@ class WandbLogger(QuietLogger):
     finishes the run and the next call resumes it, about 0.2 s on loopback; ``flush_every_s`` keeps that
     rare. Until then steps are kept
     here; a run that is resumed says which step it holds, and only what is newer is sent. A step must be complete when
-    ``flush`` is called.
-
-    The tests hold metrics, config, summary and resuming to a stub of the service. Artifacts, and tables, which
-    the library also makes artifacts of, have only been written offline.
-
-    While files are sent, ``flush`` waits longer by ``LoggedArtifact.upload_s``.
+    ``flush`` is called. Artifacts are confirmed
+    one by one; each may take ``LoggedArtifact.upload_s`` longer.
 
     Offline nothing can be resumed: ``start`` removes the folders that an earlier start left for this run and answers
-    that no step is held, and nothing is on disk for certain before ``finish``.
+    that nothing is held, and nothing is on disk for certain before ``finish``.
     """
 
     flush_every_s = 15.0
@@ -49,7 +49,6 @@ class WandbLogger(QuietLogger):
         self._run: Any = None
         self._steps = WaitingSteps()
         self._is_offline = False
-        self._upload_s = 0.0
 
     def start(self, run: RunInfo) -> Opened:
         """Begin the run, or go on with it.
@@ -68,7 +67,8 @@ class WandbLogger(QuietLogger):
                 shutil.rmtree(torn)
         opened = self._opened()
         self._steps = WaitingSteps(_last_step(opened))
-        return Opened(None if self._is_offline else opened.url, self._steps.last_step)
+        url = None if self._is_offline else opened.url
+        return Opened(url, self._steps.last_step, is_new=not opened.resumed)
 
     def log_hparams(self, values: Mapping[str, Cell]) -> None:
         """Record settings as the run's config."""
@@ -92,19 +92,28 @@ class WandbLogger(QuietLogger):
         self._opened().summary[name] = wandb.Image(str(path))
 
     def log_artifact(self, artifact: LoggedArtifact) -> None:
-        """Record files as an artifact the run made; what it read, or what has no files, is described in the config."""
-        facts = {"kind": artifact.kind, "digest": artifact.digest, **artifact.facts}
-        if artifact.kind == "dataset" or artifact.path is None or artifact.is_input:
-            side = "inputs" if artifact.is_input else "outputs"
-            self._opened().config.update({f"{side}.{artifact.name}": facts}, allow_val_change=True)
-            return
-        self._give_time(artifact)
-        made = wandb.Artifact(_NOT_IN_IDS.sub("-", artifact.name), type=artifact.kind, metadata=facts)
-        if artifact.path.is_dir():
-            made.add_dir(str(artifact.path))
-        else:
-            made.add_file(str(artifact.path))
-        self._opened().log_artifact(made, aliases=[alias for alias in artifact.aliases if alias != "latest"] or None)
+        """Record an artifact that the run made, with its files, or one that it used, by its digest.
+
+        What it used stands in the config as well; offline only there, as the library takes no used artifact then.
+
+        Raises:
+            LoggerUnavailable: the service did not take it in time.
+        """
+        run, made, wait_s = self._opened(), made_of(artifact), math.ceil(_FINISH_TIMEOUT_S + artifact.upload_s)
+        if artifact.is_input:
+            run.config.update({f"inputs.{artifact.name}": made.metadata}, allow_val_change=True)
+        if self._is_offline and not artifact.is_input:
+            run.log_artifact(made, aliases=aliases(artifact))
+        elif not self._is_offline:
+            try:
+                with kept():
+                    if artifact.is_input:
+                        run.use_artifact(made)
+                    else:
+                        run.log_artifact(made, aliases=aliases(artifact)).wait(timeout=wait_s)
+            except LoggerUnavailable:
+                self._let_go()
+                raise
 
     def link(self, name: str, url: str) -> None:
         """Record an address in the run's summary."""
@@ -156,7 +165,7 @@ class WandbLogger(QuietLogger):
             console="off",
             silent=True,
             init_timeout=_INIT_TIMEOUT_S,
-            finish_timeout=_FINISH_TIMEOUT_S + self._upload_s,
+            finish_timeout=_FINISH_TIMEOUT_S,
             finish_timeout_raises=True,
             x_update_finish_state=is_last,
         )
@@ -177,14 +186,16 @@ class WandbLogger(QuietLogger):
         except AuthenticationError:
             raise
         except (CommError, TimeoutError) as error:
-            raise LoggerUnavailable(f"W&B: {in_one_line(error)}") from error
+            wish = wish_s(f"{wandb.setup().settings.base_url}/graphql")
+            wandb.teardown()  # the library's process keeps the id of a run that it could not begin
+            raise LoggerUnavailable(f"W&B: {in_one_line(error)}", wish) from error
         return self._run
 
-    def _give_time(self, artifact: LoggedArtifact) -> None:
-        """Have the run open such that finishing it waits for the files of an artifact, too."""
-        if self._run is not None and not self._is_offline:
-            self._close(exit_code=None)
-        self._upload_s = artifact.upload_s
+    def _let_go(self) -> None:
+        """Leave the run, so that it can be opened anew; what was on its way may not arrive."""
+        run, self._run = self._run, None
+        with suppress(CommError, TimeoutError):
+            run.finish(exit_code=None)
 
     def _send(self, *, is_last: bool = False) -> None:
         run = self._opened(is_last=is_last)
@@ -199,11 +210,12 @@ class WandbLogger(QuietLogger):
         if exit_code is not None and not self._is_offline and self._run is not None:
             self._close(exit_code=None)  # the run is opened once more, to be marked as ended
         self._send(is_last=exit_code is not None)
-        waiting, run, self._run, self._upload_s = self._steps.waiting(), self._run, None, 0.0
+        waiting, run, self._run = self._steps.waiting(), self._run, None
         try:
             run.finish(exit_code=exit_code)
         except (CommError, TimeoutError) as error:
-            raise LoggerUnavailable(f"W&B: {in_one_line(error)}") from error
+            stream = f"{run.settings.base_url}/files/{run.entity}/{run.project}/{run.id}/file_stream"
+            raise LoggerUnavailable(f"W&B: {in_one_line(error)}", wish_s(stream)) from error
         if waiting:
             self._steps.sent(waiting[-1][0])
 

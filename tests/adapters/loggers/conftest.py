@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from crucible_train.ports import RunInfo
+from tests.adapters.loggers.wandb_stub import WandbStub
 
 
 def make_run_info(folder: Path, name: str = "run", **changes) -> RunInfo:
@@ -28,6 +29,21 @@ def make_run_info(folder: Path, name: str = "run", **changes) -> RunInfo:
 def run_info(tmp_path) -> Callable[..., RunInfo]:
     """Makes what a logger is told of a run, by name."""
     return lambda name="run", **changes: make_run_info(tmp_path, name, **changes)
+
+
+@pytest.fixture
+def service(monkeypatch) -> Iterator[WandbStub]:
+    """A W&B service on this machine, which the library is told of."""
+    import wandb
+
+    stub = WandbStub()
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.delenv("WANDB_DIR", raising=False)
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", stub.address)
+    yield stub
+    wandb.teardown()
+    stub.stop()
 
 
 class Refusing(BaseHTTPRequestHandler):

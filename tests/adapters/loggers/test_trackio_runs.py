@@ -17,10 +17,13 @@ for last, expected in ((3, -1), (6, 3)):  # the second start knows nothing of wh
     for run in runs:
         logger = TrackioLogger()
         assert logger.start(run).last_step == expected
-        logger.log_hparams({"seed": 7})
+        if expected == -1:
+            logger.log_hparams({"seed": 7})
         for step in range(1, last + 1):
             logger.log_metrics({"train/loss": step / 4}, step)
             logger.log_metrics({"perf/tokens_per_second": 8.0}, step)
+        logger.flush()
+        logger.log_hparams({f"after.{last}": last})  # no step comes with these
         logger.flush()
 
 from trackio.sqlite_storage import SQLiteStorage
@@ -28,7 +31,8 @@ for run in runs:
     shown = [(row["step"], row["train/loss"], row["perf/tokens_per_second"])
              for row in SQLiteStorage.get_logs("crucible-train", run_id=run.tracker_id)]
     assert shown == [(step, step / 4, 8.0) for step in range(1, 7)], shown
-    assert SQLiteStorage.get_run_config("crucible-train", run.run_id, run_id=run.tracker_id)["seed"] == 7
+    config = SQLiteStorage.get_run_config("crucible-train", run.run_id, run_id=run.tracker_id)
+    assert (config["seed"], config["after.3"], config["after.6"]) == (7, 3, 6), config
 assert (folder / "trackio").is_dir()
 """
 

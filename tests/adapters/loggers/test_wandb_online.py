@@ -1,8 +1,12 @@
 """W&B online, against a service on this machine: every step once, in order, whatever stops and begins again."""
 
+import itertools
 import os
 import subprocess
 import sys
+import threading
+import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,24 +16,8 @@ from crucible_train.errors import ConfigError
 from crucible_train.ports import LoggedArtifact, LoggerUnavailable
 from crucible_train.ports.metrics_logger import SLOWEST_BYTES_A_SECOND
 from crucible_train.tracking.command import main
-from tests.adapters.loggers.wandb_stub import StoredRun, WandbStub
+from tests.adapters.loggers.wandb_stub import StoredRun
 from tests.conftest import ROOT
-
-KEY = "0" * 40
-
-
-@pytest.fixture
-def service(monkeypatch):
-    import wandb
-
-    stub = WandbStub()
-    monkeypatch.delenv("WANDB_MODE", raising=False)
-    monkeypatch.delenv("WANDB_DIR", raising=False)
-    monkeypatch.setenv("WANDB_API_KEY", KEY)
-    monkeypatch.setenv("WANDB_BASE_URL", stub.address)
-    yield stub
-    wandb.teardown()
-    stub.stop()
 
 
 def log(logger: WandbLogger, steps: range) -> None:
@@ -119,11 +107,11 @@ def test_a_service_that_stops_taking_steps_is_unavailable_and_gets_them_when_it_
     logger.start(run)
     log(logger, range(1, 3))
     logger.flush()
-    service.refuse_history = 503
+    service.refuse["file_stream"] = (503, "")
     log(logger, range(3, 5))
     with pytest.raises(LoggerUnavailable, match="W&B"):
         logger.flush()
-    service.refuse_history = 0
+    service.refuse.clear()
     logger.flush()
     logger.finish("done")
     stored = service.runs[run.tracker_id]
@@ -131,22 +119,19 @@ def test_a_service_that_stops_taking_steps_is_unavailable_and_gets_them_when_it_
     assert len(stored.lines) == 4, "no line came twice"
 
 
-def test_finishing_waits_longer_while_files_are_sent(service, run_info, monkeypatch, tmp_path):
+def test_files_are_waited_for_as_long_as_they_may_take(service, run_info, monkeypatch, tmp_path):
     weights = tmp_path / "weights"
     with weights.open("wb") as file:
         os.truncate(file.fileno(), 100 * SLOWEST_BYTES_A_SECOND)
-    artifact = LoggedArtifact("adapter", "model", is_input=False, digest="ab" * 32, path=weights)
-    monkeypatch.setattr("wandb.sdk.wandb_run.Run.log_artifact", lambda *_, **__: None)
+    waited: list[float] = []
+    sent = SimpleNamespace(wait=lambda timeout: waited.append(timeout))
+    monkeypatch.setattr("wandb.sdk.wandb_run.Run.log_artifact", lambda *_, **__: sent)
     monkeypatch.setattr("wandb.Artifact.add_file", lambda *_, **__: None)
     logger = WandbLogger()
     logger.start(run_info())
-    logger.log_hparams({"seed": 1})
-    before = logger._run.settings.finish_timeout
-    logger.log_artifact(artifact)
-    assert logger._run.settings.finish_timeout == before + 100
-    logger.flush()
-    logger.log_hparams({"seed": 2})
-    assert logger._run.settings.finish_timeout == before
+    logger.log_artifact(LoggedArtifact("small", "model", is_input=False, digest="cd" * 32, path=tmp_path / "none"))
+    logger.log_artifact(LoggedArtifact("adapter", "model", is_input=False, digest="ab" * 32, path=weights))
+    assert waited[1] - waited[0] == 100
     logger.finish("done")
 
 
@@ -181,3 +166,57 @@ def test_an_offline_folder_is_sent_by_wandb_sync(service, run_info, monkeypatch)
     done = subprocess.run(command, env=env, cwd=run.run_dir, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
     assert shown(service.runs[run.tracker_id]) == expected(4)
+
+
+def waits(service, what: str) -> list[float]:
+    """Seconds between requests of a kind."""
+    came = [at for at, kind in service.requested if kind == what]
+    return [later - earlier for earlier, later in itertools.pairwise(came)]
+
+
+def take_after(service, what: str) -> None:
+    """Let the service take everything once it has refused something of this kind."""
+
+    def look() -> None:
+        while not any(kind == what for _, kind in service.requested):
+            time.sleep(0.005)
+        service.refuse.clear()
+
+    threading.Thread(target=look, daemon=True).start()
+
+
+def test_a_wish_to_be_asked_later_is_honoured_by_the_library_itself(service, run_info):
+    run = run_info()
+    logger = WandbLogger()
+    service.refuse["UpsertBucket"] = (429, "4")
+    take_after(service, "UpsertBucket")
+    logger.start(run)
+    assert waits(service, "UpsertBucket")[0] >= 4
+    service.requested.clear()
+    service.refuse["file_stream"] = (429, "4")
+    take_after(service, "file_stream")
+    log(logger, range(1, 3))
+    logger.flush()
+    assert waits(service, "file_stream")[0] >= 4
+    logger.finish("done")
+    assert shown(service.runs[run.tracker_id]) == expected(2)
+
+
+@pytest.mark.parametrize("what", ["graphql", "file_stream"])
+def test_a_wish_that_is_longer_than_a_call_may_take_is_told_to_whoever_asks_again(what, service, run_info, monkeypatch):
+    monkeypatch.setattr("crucible_train.adapters.loggers.wandb_runs._INIT_TIMEOUT_S", 1.0)
+    monkeypatch.setattr("crucible_train.adapters.loggers.wandb_runs._FINISH_TIMEOUT_S", 1.0)
+    logger = WandbLogger()
+    if what == "file_stream":
+        logger.start(run_info())
+        log(logger, range(1, 3))
+    service.refuse[what] = (429, "90")
+    with pytest.raises(LoggerUnavailable, match="W&B") as caught:
+        logger.start(run_info()) if what == "graphql" else logger.flush()
+    assert caught.value.retry_after_s == 90
+    service.refuse.clear()
+    again = WandbLogger()
+    again.start(run_info())
+    log(again, range(1, 3))
+    again.finish("done")
+    assert shown(service.runs[run_info().tracker_id]) == expected(2)

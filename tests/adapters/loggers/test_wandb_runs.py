@@ -55,6 +55,8 @@ def history(file: Path) -> list[dict]:
 
 
 def test_offline_runs_begun_again_are_rebuilt_and_hold_every_step_once(offline, run_info):
+    import wandb
+
     runs = [run_info("a"), run_info("b")]
     for _ in range(2):
         for run in runs:
@@ -67,6 +69,7 @@ def test_offline_runs_begun_again_are_rebuilt_and_hold_every_step_once(offline, 
             logger.log_table("compared", ["task", "after"], [["gsm8k", 0.5]], 5)
             logger.finish("done")
             logger.finish("done")
+    wandb.teardown()  # as at the end of a process: the library's own one writes for a moment longer
     for run in runs:
         (file,) = run.run_dir.parent.glob(f"wandb/offline-run-*-{run.tracker_id}/run-*.wandb")
         shown = [(line["_step"], line["train/loss"], line["perf/tokens_per_second"]) for line in history(file)]

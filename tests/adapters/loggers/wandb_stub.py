@@ -4,8 +4,12 @@ import gzip
 import json
 import re
 import threading
+import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote
+
+from tests.adapters.loggers.wandb_artifact_store import ArtifactStore
 
 _OPERATION = re.compile(r"\b(?:query|mutation)\s+(\w+)")
 
@@ -36,9 +40,12 @@ class WandbStub(ThreadingHTTPServer):
 
     Attributes:
         runs: by id, in the order they came.
+        artifacts: what was logged and used.
         operations: the names of the GraphQL operations that were asked.
-        unknown: operations that have no answer here.
-        refuse_history: a status for every ``file_stream`` request; 0 to take them.
+        unknown: operations that have no answer here, and what does not fit together.
+        refuse: the status and the Retry-After that an operation is answered with, by its name; ``graphql`` for all of
+            them, ``file_stream`` and ``upload`` for the other requests.
+        requested: when each of them came, by the monotonic clock, refused ones too.
     """
 
     daemon_threads = True
@@ -46,9 +53,11 @@ class WandbStub(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.runs: dict[str, StoredRun] = {}
+        self.artifacts = ArtifactStore(self.address)
         self.operations: list[str] = []
         self.unknown: list[str] = []
-        self.refuse_history = 0
+        self.refuse: dict[str, tuple[int, str]] = {}
+        self.requested: list[tuple[float, str]] = []
         self.lock = threading.Lock()
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -96,8 +105,13 @@ class WandbStub(ThreadingHTTPServer):
                     for file in asked["files"]
                 ]
                 return {"createRunFiles": {"runID": asked["run"], "uploadHeaders": [], "files": files}}
-        self.unknown.append(operation)
-        return None
+        try:
+            found = self.artifacts.answer(operation, asked, of_project)
+        except (AssertionError, LookupError, ValueError) as error:
+            operation, found = f"{operation}: {error!r}", None
+        if found is None:
+            self.unknown.append(operation)
+        return found
 
     def _bucket(self, name: str, run: StoredRun) -> dict:
         tail = [json.dumps(run.history[at]) for at in sorted(run.history)[-1:]]
@@ -141,13 +155,15 @@ class _Handler(BaseHTTPRequestHandler):
         server = self.server
         with server.lock:
             if self.path.endswith("/graphql"):
-                operation = _OPERATION.search(sent["query"])[1]
+                named = _OPERATION.search(sent.get("query", ""))
+                operation = named[1] if named else "graphql"
                 server.operations.append(operation)
+                if self.is_refused(operation):
+                    return
                 data = server.answer(operation, sent.get("variables") or {})
                 self.say({"data": data} if data is not None else {"errors": [{"message": f"no {operation} here"}]})
             elif self.path.endswith("/file_stream"):
-                if server.refuse_history:
-                    self.say({}, server.refuse_history)
+                if self.is_refused("file_stream"):
                     return
                 server.take_stream(self.path.split("/")[-2], sent)
                 self.say({})
@@ -156,21 +172,43 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_PUT(self) -> None:
         data = self.body()
-        _, _, name, file = self.path.split("/", 3)
+        _, what, place = unquote(self.path).split("/", 2)
         with self.server.lock:
-            self.server.runs[name].uploads[file] = data
+            if self.is_refused("upload"):
+                return
+            if what == "artifact":
+                try:
+                    self.server.artifacts.take(place, data, self.headers.get("Content-Md5", ""))
+                except (AssertionError, LookupError, ValueError) as error:
+                    self.server.unknown.append(f"{place}: {error!r}")
+            else:
+                name, _, file = place.partition("/")
+                self.server.runs[name].uploads[file] = data
         self.say({})
 
     def do_GET(self) -> None:
         self.say({}, 404)
 
+    def is_refused(self, what: str) -> bool:
+        """Whether a request is not taken, and so is answered already."""
+        self.server.requested.append((time.monotonic(), what))
+        kind = what if what in ("file_stream", "upload") else "graphql"
+        refused = self.server.refuse.get(what) or self.server.refuse.get(kind)
+        if refused is None:
+            return False
+        status, retry_after = refused
+        self.say({"error": "later"}, status, {"Retry-After": retry_after} if retry_after else {})
+        return True
+
     def body(self) -> bytes:
         data = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         return gzip.decompress(data) if self.headers.get("Content-Encoding") == "gzip" else data
 
-    def say(self, answer: dict, status: int = 200) -> None:
+    def say(self, answer: dict, status: int = 200, headers: dict[str, str] | None = None) -> None:
         data = json.dumps(answer).encode()
         self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
