@@ -67,6 +67,8 @@ def _check(name: str, prompt: Messages, completion: Messages) -> None:
         raise DataError(f"{name}: nothing stands before the answer")
     if not any(message.role == "assistant" for message in completion):
         raise DataError(f"{name}: the assistant does not answer")
+    if any(message.role == "assistant" and not (message.content or message.tool_calls) for message in completion):
+        raise DataError(f"{name}: an answer is empty")
     check_roles((*prompt, *completion))
 
 
@@ -122,9 +124,12 @@ def _behind(prompt: Messages, name: str, value: Any) -> Messages:
     """What a completion adds to the prompt; a whole conversation may repeat the prompt first."""
     if value is None:
         raise DataError(f"{name} is null")
-    if isinstance(value, str):
+    if not isinstance(value, str):
+        messages = as_messages(message_list(value, name))
+    elif _TURN.match(value):
+        messages = _transcript(value, name)
+    else:
         return (Message("assistant", value.strip() if value.startswith(" ") else value),)
-    messages = as_messages(message_list(value, name))
     for start in (prompt, tuple(message for message in prompt if message.role != "system")):
         if start and messages[: len(start)] == start:
             return messages[len(start) :]

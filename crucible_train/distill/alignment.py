@@ -30,7 +30,17 @@ def text_ends(ids: Sequence[int], tokenizer: Tokenizer) -> tuple[str, list[int]]
         text += piece
         ends.append(len(text))
         start = place + 1
-    return text, ends
+    whole = tokenizer.decode(ids)
+    return (text, ends) if text == whole else (whole, _ends_within(whole, ids, tokenizer))
+
+
+def _ends_within(whole: str, ids: Sequence[int], tokenizer: Tokenizer) -> list[int]:
+    """Where each id ends, for a tokenizer whose ids read otherwise by themselves, such as one that drops a first space.
+
+    An id ends where the text of all ids up to it does, if the whole text begins with that.
+    """
+    starts = (tokenizer.decode(ids[: place + 1]) for place in range(len(ids)))
+    return [len(text) if whole.startswith(text) and _BROKEN not in text else NONE for text in starts]
 
 
 def encoded_ends(text: str, tokenizer: Tokenizer) -> tuple[Sequence[int], list[int]]:

@@ -144,7 +144,8 @@ def _encoded_anew(
     text, left_ends = text_ends(ids, writer.renderer.tokenizer)
     others, right_ends = encoded_ends(text, reader.renderer.tokenizer) if text else ([], [])
     left, right = stretches(left_ends, right_ends)
-    if set(ids) & set(writer.renderer.tokenizer.control_tokens.values()):
+    holds_control = bool(set(ids) & set(writer.renderer.tokenizer.control_tokens.values()))
+    if holds_control:
         left, right = np.full_like(left, NONE), np.full_like(right, NONE)
     elif is_cut_off and left.size:  # where an answer was cut says nothing of how its text would be divided
         last = left.max()
@@ -152,7 +153,7 @@ def _encoded_anew(
     others = list(others)
     if ends_itself:
         assert reader.stop is not None
-        number = max(left.max(initial=NONE), right.max(initial=NONE)) + 1
+        number = NONE if holds_control else max(left.max(initial=NONE), right.max(initial=NONE)) + 1
         left, right, others = np.append(left, number), np.append(right, number), [*others, reader.stop]
     return (
         np.concatenate([np.full(start, NONE), left]),

@@ -63,12 +63,23 @@ class Teachers:
 
 
 def prefaced(renderer: Renderer, before: Sequence[Message]) -> Renderer:
-    """The same chat format, whose prompts begin with these messages."""
+    """The same chat format, whose prompts begin with these messages, a system message of its own before them."""
     if not before:
         return renderer
 
+    def joined(messages: Sequence[Message]) -> list[Message]:
+        """What the teacher reads.
+
+        Raises:
+            ConfigError: there would be two system messages.
+        """
+        num = 1 if messages and messages[0].role == "system" else 0
+        if num and before[0].role == "system":
+            raise ConfigError("teacher.before: it begins with a system message, and the environment gives one, too")
+        return [*messages[:num], *before, *messages[num:]]
+
     def build_generation_prompt(self: Any, messages: Any, *args: Any, **kwargs: Any) -> ModelInput:
-        return type(renderer).build_generation_prompt(self, [*before, *messages], *args, **kwargs)
+        return type(renderer).build_generation_prompt(self, joined(messages), *args, **kwargs)
 
     made = copy(renderer)
     made.__class__ = cast(

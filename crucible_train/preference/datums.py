@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from crucible_train.data.preference_tables import RenderedPreference, Side
+from crucible_train.errors import DataError
 from crucible_train.types import Datum, ModelInput, TensorData
 
 Floats = npt.NDArray[np.float32]
@@ -52,11 +53,18 @@ def side_datum(
 
 
 def mismatched(preferences: Sequence[RenderedPreference], index: int) -> Side:
-    """The prompt of a preference before a completion of the next one: what KTO estimates the divergence with.
+    """The prompt of a preference before a completion of the next one with another: KTO's estimate of the divergence.
 
     Chosen and rejected completions take turns, where there are both. It is as long as the longer of the two at most.
+
+    Raises:
+        DataError: every preference has the same prompt.
     """
-    before, other = preferences[index], preferences[(index + 1) % len(preferences)]
+    before = preferences[index]
+    following = (preferences[(index + more) % len(preferences)] for more in range(1, len(preferences)))
+    other = next((one for one in following if not np.array_equal(_prompt(one), _prompt(before))), None)
+    if other is None:
+        raise DataError("preference.loss_type: kto compares with completions of other prompts, and there is only one")
     prompt_of, completion_of = before.sides[0][1], other.sides[index % len(other.sides)][1]
     num, start = prompt_of.num_prompt, completion_of.num_prompt
     room = max(prompt_of.tokens_T.size, completion_of.tokens_T.size) - num
@@ -65,3 +73,8 @@ def mismatched(preferences: Sequence[RenderedPreference], index: int) -> Side:
         np.concatenate([prompt_of.tokens_T[:num], completion_of.tokens_T[start:end]]),
         np.concatenate([prompt_of.weights_T[:num], completion_of.weights_T[start:end]]),
     )
+
+
+def _prompt(preference: RenderedPreference) -> npt.NDArray[np.int32]:
+    side = preference.sides[0][1]
+    return side.tokens_T[: side.num_prompt]

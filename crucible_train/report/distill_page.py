@@ -11,7 +11,10 @@ _CHARTS = (
     ("optim/grad_norm", "gradient norm before clipping"),
     ("optim/learning_rate", "learning rate"),
 )
-_KINDS = {"start": "the model before training", "student": "the model itself"}
+_KINDS = {
+    "start": "the model before training",
+    "student": "the model itself as it is at each step: its divergence before and after is from two",
+}
 
 
 def page(facts: RLFacts) -> str:

@@ -90,6 +90,10 @@ def quarantined(folder: Path) -> list[tuple[str, str]]:
             {"prompt": HH, "chosen": " 4", "rejected": " 5"},
             ([user("Hi."), said("Hello!"), user("2 + 2?")], [said("4")], [said("5")]),
         ),
+        (  # whole transcripts that repeat the prompt
+            {"prompt": HH, "chosen": HH + " 4", "rejected": HH + " 5"},
+            ([user("Hi."), said("Hello!"), user("2 + 2?")], [said("4")], [said("5")]),
+        ),
         (
             {"prompt": "2 + 2?", "completion_A": "5", "completion_B": "4", "label": "B"},
             ([user("2 + 2?")], [said("4")], [said("5")]),
@@ -165,6 +169,8 @@ def test_ties_are_counted_and_a_win_of_nobody(prepared: Prepare) -> None:
         ({"prompt": [user("a")], "chosen": [], "rejected": [said("b")]}, "the conversation has no messages"),
         ({"prompt": [user("a"), said("b")], "chosen": [said("c")], "rejected": [said("d")]}, "two assistant messages"),
         ({"prompt": [user("a"), user("b")], "chosen": [said("c")], "rejected": [said("d")]}, "two user messages"),
+        ({"chosen": HH + " 4", "rejected": HH}, "rejected: an answer is empty"),
+        (GOOD | {"chosen": ""}, "chosen: an answer is empty"),
         (GOOD | {"system": 3}, "system must be text, not int"),
         ({"question_text": "a", "better": "b"}, r"no preference format has them.*data.columns=\{chosen: question_text"),
     ],

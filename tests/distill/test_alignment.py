@@ -60,6 +60,28 @@ def test_both_sides_of_a_stretch_are_the_same_text(smollm2: Renderer, qwen3: Ren
         assert mine == its
 
 
+class Spaced:
+    """Ids of words; the space before the first of a text is dropped, as SentencePiece's decoders do."""
+
+    def decode(self, ids: Any) -> str:
+        return "".join((" hello", " world", " ,")[i] for i in ids).lstrip()
+
+
+def test_ids_that_read_otherwise_by_themselves_end_where_the_whole_text_says() -> None:
+    """Alone each word loses its space: "hello" and "world" would make "helloworld"."""
+    assert text_ends([0, 1, 2], Spaced()) == ("hello world ,", [5, 11, 13])  # type: ignore[arg-type]
+
+
+def test_what_a_teacher_reads_first_stands_behind_a_system_message(smollm2: Renderer) -> None:
+    system, asked = Message("system", "Be brief."), Message("user", "Well?")
+    shown = (Message("user", "2 + 2?"), Message("assistant", "4"))
+    seen = prefaced(smollm2, shown)
+    plain = smollm2.build_generation_prompt([system, *shown, asked]).to_ints()
+    assert seen.build_generation_prompt([system, asked]).to_ints() == plain
+    with pytest.raises(ConfigError, match=r"teacher\.before: it begins with a system message"):
+        prefaced(smollm2, (system,)).build_generation_prompt([system, asked])
+
+
 def episode(renderer: Renderer, text: str, *, is_cut_off: bool = False) -> Trajectory:
     prompt = renderer.build_generation_prompt([Message("user", "Well?")])
     stop = [] if is_cut_off else [int(renderer.stop_sequences()[0])]
@@ -120,7 +142,7 @@ def test_control_tokens_are_no_text(smollm2: Renderer, qwen3: Renderer) -> None:
     read = qwen3.build_generation_prompt([Message("user", "Well?")]).to_array()
     taught = Teacher("teacher", None, Reader(None, qwen3), False, False)  # type: ignore[arg-type]
     [pair] = pairs_of(odd, taught, Reader(None, smollm2), read, by_teacher=False)  # type: ignore[arg-type]
-    assert pair.num_trained == 1  # that it ended
+    assert pair.num_trained == 0
 
 
 def test_a_discount_counts_what_comes_after_by_hand() -> None:

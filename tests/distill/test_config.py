@@ -1,5 +1,6 @@
 """What a configuration of distillation may not say, and who it says teaches."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,10 @@ from pydantic import ValidationError
 
 from crucible_train.errors import ConfigError
 from crucible_train.recipes.distill import DistillConfig
+from crucible_train.renderers import FastTokenizer, get_renderer
+from crucible_train.rl.environments import problems
 from crucible_train.stages.distill.preflight import check
+from crucible_train.stages.distill.teachers import ADAPTER_CONFIG, check_tags, peft_of
 from crucible_train.types import Message
 
 HARD = {"objective": "cross_entropy", "student_share": 0.0}
@@ -34,6 +38,8 @@ HARD = {"objective": "cross_entropy", "student_share": 0.0}
         ({"teacher": {"kind": "server"}}, "teacher: a server does not tell whole distributions"),
         ({"teachers": {"a": {"kind": "server"}}}, "teachers.a: a server does not tell whole distributions"),
         ({"teachers": {"a": {"kimd": "server"}}}, "teachers.a.kimd: Extra inputs are not permitted"),
+        ({"lesson": {"objective": "reverse_kl"}, "rollout": {"temperature": 0.7}}, "rollout.temperature: reverse_kl"),
+        ({"lesson": {"objective": "reverse_kl"}, "rollout": {"top_p": 0.9}}, "rollout.top_p: reverse_kl estimates"),
         ({"schedule": {"mode": "streamed"}}, "schedule.mode: streamed is for reinforcement learning"),
     ],
 )
@@ -96,3 +102,25 @@ def test_a_sound_configuration_is_let_through(tiny_model: Path, tmp_path: Path) 
     given = {"model": str(tiny_model), "cache_dir": str(tmp_path), "output_dir": str(tmp_path)}
     check(DistillConfig.model_validate(given))
     check(DistillConfig.model_validate(given | {"teacher": {"kind": "model", "model": str(tiny_model)}}))
+
+
+@pytest.mark.parametrize("name", ["use_dora", "use_rslora", "rank_pattern", "modules_to_save", "bias"])
+def test_an_adapter_that_is_more_than_plain_lora_is_refused(tmp_path: Path, name: str) -> None:
+    """Read as plain LoRA it would be another model: rsLoRA's scale is alpha / sqrt(r)."""
+    plain = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj"], "bias": "none", "use_dora": False}
+    (tmp_path / "adapter_model.safetensors").touch()
+    (tmp_path / ADAPTER_CONFIG).write_text(json.dumps(plain))
+    assert peft_of(tmp_path, "teacher").lora_alpha == 8
+    values = {"rank_pattern": {"q_proj": 8}, "modules_to_save": ["lm_head"], "bias": "all"}
+    (tmp_path / ADAPTER_CONFIG).write_text(json.dumps(plain | {name: values.get(name, True)}))
+    with pytest.raises(ConfigError, match=rf"teacher\.adapter: .*{name} is set there"):
+        peft_of(tmp_path, "teacher")
+
+
+def test_a_teacher_of_a_tag_that_no_problem_has_is_refused() -> None:
+    """A misspelt tag would leave all problems to the other teacher, and nobody would see it."""
+    tokenizer = FastTokenizer.from_folder(Path("crucible_train/assets/smollm2"))
+    asked = problems("arithmetic", {}, get_renderer("smollm2", tokenizer), 0)
+    check_tags(["arithmetic"], asked)
+    with pytest.raises(ConfigError, match=r"teachers\.arithmatic: none of .*; theirs are arithmetic"):
+        check_tags(["arithmetic", "arithmatic"], asked)

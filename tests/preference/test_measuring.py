@@ -10,6 +10,7 @@ import pytest
 
 from crucible_train import wiring
 from crucible_train.data.preference_tables import RenderedPreference, Side
+from crucible_train.errors import DataError
 from crucible_train.preference.datums import mismatched, side_datum
 from crucible_train.preference.measuring import (
     Batch,
@@ -58,8 +59,16 @@ def test_mismatched_completions_stand_behind_the_prompts_of_others() -> None:
     """Chosen and rejected completions take turns, and none is longer than what was rendered."""
     found = [mismatched([PAIR, LONE], index).tokens_T.tolist() for index in range(2)]
     assert found == [[1, 2, 7, 8, 9], [1, 6, 5]]
-    assert mismatched([PAIR, PAIR], 0).tokens_T.tolist() == [1, 2, 3, 4]
-    assert mismatched([PAIR, PAIR], 0).weights_T.tolist() == [0, 0, 1, 1]
+    assert mismatched([PAIR, LONE], 0).weights_T.tolist() == [0, 0, 1, 1, 1]
+
+
+def test_a_completion_of_the_same_prompt_is_no_mismatched_one() -> None:
+    """Answers to one prompt lie side by side in labelled data: the next of another prompt is taken."""
+    assert mismatched([PAIR, PAIR, LONE], 0).tokens_T.tolist() == [1, 2, 7, 8, 9]
+    with pytest.raises(DataError, match="other prompts"):
+        mismatched([PAIR, PAIR], 0)
+    with pytest.raises(DataError, match="other prompts"):
+        mismatched([PAIR], 0)
 
 
 def test_dpo_figures_by_hand() -> None:
@@ -115,14 +124,17 @@ class Client:
 
 
 def test_the_reference_point_is_how_much_likelier_others_completions_became() -> None:
-    """-1/2 a token; one token against -1 is 1/2 likelier, another against 0 is 1/2 less: 0, and never below."""
-    one = ReferenceLogprobs(floats(-1, -1), floats(-1), floats(-1, -1))
+    """-1/2 a token. Three tokens against -1 each are 3/2 likelier, one against -2 is 3/2, too; their mean is 3/2.
+
+    Against 0 they are 3/2 and 1/2 less likely: 0, and never below.
+    """
+    known = [ReferenceLogprobs(None, None, floats(-1, -1, -1)), ReferenceLogprobs(None, None, floats(-2))]
     client = Client(-0.5)
-    batch = Batch(PreferenceSet([PAIR, PAIR], [one, one]), [0, 1])
-    point = asyncio.run(batch.reference_point(client, KTO()))  # type: ignore[arg-type]
-    assert client.asked == [[[1, 2, 3], [1, 2]]] or point == pytest.approx(0.75)
-    low = ReferenceLogprobs(floats(0, 0), floats(0), floats(0, 0))
-    batch = Batch(PreferenceSet([PAIR], [low]), [0])
+    batch = Batch(PreferenceSet([PAIR, LONE], known), [0, 1])
+    assert asyncio.run(batch.reference_point(client, KTO())) == pytest.approx(1.5)  # type: ignore[arg-type]
+    assert client.asked == [[[1, 2, 7, 8], [1, 6]]]
+    low = [ReferenceLogprobs(None, None, floats(0, 0, 0)), ReferenceLogprobs(None, None, floats(0))]
+    batch = Batch(PreferenceSet([PAIR, LONE], low), [0, 1])
     assert asyncio.run(batch.reference_point(client, KTO())) == 0.0  # type: ignore[arg-type]
     assert asyncio.run(batch.reference_point(client, DPO())) is None  # type: ignore[arg-type]
 

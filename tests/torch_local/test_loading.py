@@ -222,3 +222,24 @@ def test_what_is_no_gguf_file_is_a_model_error(content: bytes, tmp_path: Path) -
     with pytest.raises(ModelError, match=r"^model: .*wrong.gguf: the GGUF file could not be converted: .") as caught:
         convert_gguf(tmp_path / "wrong.gguf", tmp_path / "made")
     assert "\n" not in str(caught.value)
+
+
+def test_an_adapter_of_another_shape_is_refused(folder: Path, tmp_path: Path) -> None:
+    """peft itself passes over what it has no place for, and leaves what is missing as it was drawn."""
+    lora = Lora(2, 4, 0.0, "all-linear")
+    loaded = load(folder, FLOAT32, lora)
+    assert loaded.peft is not None
+    loaded.peft.save_pretrained(tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_model.safetensors"
+    stored = load_file(path)
+    load(folder, FLOAT32, lora, tmp_path / "adapter")
+    name = next(iter(stored))
+    save_file({**stored, name.replace("layers.0", "layers.7"): stored[name].clone()}, path)
+    with pytest.raises(ModelError, match="no place for"):
+        load(folder, FLOAT32, lora, tmp_path / "adapter")
+    save_file({key: value for key, value in stored.items() if key != name}, path)
+    with pytest.raises(ModelError, match="holds nothing for"):
+        load(folder, FLOAT32, lora, tmp_path / "adapter")
+    save_file(stored, path)
+    with pytest.raises(ModelError, match="do not fit"):
+        load(folder, FLOAT32, Lora(3, 4, 0.0, "all-linear"), tmp_path / "adapter")

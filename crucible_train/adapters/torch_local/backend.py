@@ -316,7 +316,7 @@ class LocalBackend:
             raise TrainingError(
                 f"a divergence over the whole vocabulary needs a teacher of this engine, not {type(teacher).__name__}"
             )
-        with serving.lent(self._engine):
+        with serving.lent(self._engine), self._training.paused():
             return serving.rows(teacher_items(stream, datums))
 
     def _custom(self, datums: Sequence[Datum], loss: CustomLoss, with_gradient: bool) -> StepOutput:

@@ -90,13 +90,29 @@ def load(
     if lora is not None:
         peft = _inject(causal, lora, seed)
         if adapter is not None:
-            set_peft_model_state_dict(peft, load_file(adapter / "adapter_model.safetensors"))
+            _restore(peft, adapter)
     causal.to(torch_device(hardware))
     with torch.no_grad():
         expected = _plain_logprobs(causal)
     model = _assemble(causal, peft, hardware, recompute=recompute)
     _prove(model, expected)
     return model
+
+
+def _restore(peft: PeftModel, adapter: Path) -> None:
+    """Put stored adapter weights in the place of the first ones.
+
+    Raises:
+        ModelError: they are those of an adapter of another shape.
+    """
+    try:
+        found = set_peft_model_state_dict(peft, load_file(adapter / "adapter_model.safetensors"))
+    except (RuntimeError, KeyError, OSError, SafetensorError) as error:
+        raise ModelError(f"{adapter}: its weights do not fit the model: {error}") from error
+    if found.unexpected_keys:
+        raise ModelError(f"{adapter}: the model has no place for {found.unexpected_keys[0]}")
+    if missing := [name for name in found.missing_keys if "lora_" in name]:
+        raise ModelError(f"{adapter}: it holds nothing for {missing[0]}")
 
 
 def blank(config: PreTrainedConfig, hardware: Hardware, lora: Lora | None, *, recompute: bool = False) -> EngineModel:

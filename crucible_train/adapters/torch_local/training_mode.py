@@ -56,6 +56,17 @@ class TrainingMode:
             stack.callback(self._off)
             yield
 
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Within a pass, compute as outside of one: nothing is dropped where the model is its own teacher."""
+        were_on = [module.training for module in self._acting]
+        self._off()
+        try:
+            yield
+        finally:
+            for module, was_on in zip(self._acting, were_on, strict=True):
+                module.training = was_on
+
     def _off(self) -> None:
         for module in self._acting:
             module.training = False

@@ -34,7 +34,15 @@ class EvaluateDistill(Stage[DistillConfig]):
     name = "evaluate_distill"
     reads = (*PROBLEM_FIELDS, "model", "teacher", "teachers", "peft", "rollout", "eval.temperature", "eval.measure_kl")
     uses = ("engine", "lesson.objective", "lesson.student_share")
-    code = (*PROBLEM_CODE, "distill", "stages.distill.teachers", "stages.publishing", "adapters.torch_local")
+    code = (
+        *PROBLEM_CODE,
+        "distill",
+        "stages.distill.teachers",
+        "stages.publishing",
+        "stages.rl.evaluate",
+        "adapters.openai_compatible",
+        "adapters.torch_local",
+    )
     libraries = ("torch", "transformers", "peft", *PROBLEM_LIBRARIES)
 
     def __init__(self, config: DistillConfig, hardware: Hardware) -> None:

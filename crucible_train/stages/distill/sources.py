@@ -7,9 +7,20 @@ from crucible_train import files
 from crucible_train.distill.config import TeacherConfig
 from crucible_train.recipes.distill import DistillConfig
 from crucible_train.recipes.rl import RLConfig
+from crucible_train.renderers.record import RECORD_FILE
 from crucible_train.stages.rl.problems import sources as problem_sources
 
-_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json")
+_DECIDING_FILES = (
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "chat_template.jinja",
+    "config.json",
+    "tokenizer.json",
+    "tokenizer.json.xz",
+    "tokenizer_config.json",
+    RECORD_FILE,
+)
+"""Weights of an adapter, and what a tokenizer and a chat format are read from."""
 
 
 def sources(config: DistillConfig) -> list[Any]:
@@ -25,5 +36,5 @@ def sources(config: DistillConfig) -> list[Any]:
 def _digests(teacher: TeacherConfig) -> list[str]:
     folders = [Path(place).expanduser() for place in (teacher.adapter, teacher.tokenizer) if place is not None]
     return [
-        files.sha256_file(folder / name) for folder in folders for name in _ADAPTER_FILES if (folder / name).is_file()
+        files.sha256_file(folder / name) for folder in folders for name in _DECIDING_FILES if (folder / name).is_file()
     ]

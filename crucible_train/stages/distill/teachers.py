@@ -1,6 +1,6 @@
 """The teachers of a configuration, opened: models loaded, servers asked, each with its view of the problems."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,20 @@ from crucible_train.stages.rl.problems import judge_of
 from crucible_train.types import Hardware
 
 ADAPTER_CONFIG = "adapter_config.json"
+_BEYOND_LORA = (
+    "alpha_pattern",
+    "bias",
+    "layer_replication",
+    "layers_to_transform",
+    "lora_bias",
+    "modules_to_save",
+    "rank_pattern",
+    "trainable_token_indices",
+    "use_dora",
+    "use_rslora",
+)
+"""Fields of an adapter's configuration that change what its weights mean."""
+_PROBLEMS_LOOKED_AT = 1024
 _NO_ADAPTER = PeftConfig(lora_r=1)
 """A frozen model is loaded with an adapter that is never on: so it is kept in the precision of its products."""
 
@@ -119,6 +133,7 @@ async def classroom(
         opening = _Opening(config, client, inputs, hardware, state_dir, student, stack, judge)
         found = {field: await opening.teacher(field, one) for field, one in config.teacher_configs.items()}
         by_tag = {field.removeprefix("teachers."): one for field, one in found.items() if field != "teacher"}
+        check_tags(by_tag, student.problems)
         yield Classroom(student, Teachers(found["teacher"], by_tag))
 
 
@@ -174,6 +189,20 @@ class _Opening:
         return loaded.sampling_client(with_adapter=adapter is not None)
 
 
+def check_tags(by_tag: Collection[str], problem_set: ProblemSet) -> None:
+    """See that every teacher by tag has something to teach, as far as the first problems tell.
+
+    Raises:
+        ConfigError: none of them has the tag of one.
+    """
+    num = min(_PROBLEMS_LOOKED_AT, problem_set.num_train or _PROBLEMS_LOOKED_AT)
+    builders = [*problem_set.held_out, *(problem_set.train(index) for index in range(num))] if by_tag else []
+    known = {tag for builder in builders for tag in builder.tags}
+    if unknown := [tag for tag in by_tag if tag not in known]:
+        theirs = f"theirs are {', '.join(sorted(known))}" if known else "they have none"
+        raise ConfigError(f"teachers.{unknown[0]}: none of the first {len(builders)} problems has this tag; {theirs}")
+
+
 def _adapter_of(teacher: TeacherConfig) -> Path | None:
     return None if teacher.adapter is None else Path(teacher.adapter).expanduser()
 
@@ -182,11 +211,13 @@ def peft_of(adapter: Path, field: str) -> PeftConfig:
     """The shape of a stored adapter.
 
     Raises:
-        ConfigError: there is none in the folder.
+        ConfigError: there is none in the folder, or one of another kind than plain LoRA.
     """
     found = files.read_json(adapter / ADAPTER_CONFIG)
     if not isinstance(found, dict) or not (adapter / "adapter_model.safetensors").is_file():
         raise ConfigError(f"{field}.adapter: {adapter}: there is no adapter there")
+    if more := [name for name in _BEYOND_LORA if found.get(name) not in (None, False, "none", {}, [])]:
+        raise ConfigError(f"{field}.adapter: {adapter}: {', '.join(more)} is set there, and plain LoRA alone is read")
     return PeftConfig(
         lora_r=found["r"],
         lora_alpha=found["lora_alpha"],

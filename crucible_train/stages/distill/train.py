@@ -56,6 +56,7 @@ class TrainDistill(Stage[DistillConfig]):
         "schedules",
         "stages.distill",
         "stages.publishing",
+        "adapters.openai_compatible",
         "adapters.torch_local",
     )
     libraries = ("torch", "transformers", "peft", *PROBLEM_LIBRARIES)

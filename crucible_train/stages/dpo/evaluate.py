@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from crucible_train import files, terminal, wiring
-from crucible_train.data.rendering import VALIDATION
+from crucible_train.data.rendering import TRAIN, VALIDATION
 from crucible_train.preference.measuring import (
     Measured,
     measure,
@@ -29,7 +29,7 @@ class EvaluateDPO(Stage[DPOConfig]):
     """Compares the completions of every held-out preference."""
 
     name = "evaluate_dpo"
-    reads = ("model", "peft", "preference", "seed")
+    reads = ("model", "peft", "preference", "seed", "engine.micro_batch_tokens")
     uses = ("engine",)
     code = (
         "preference",
@@ -64,7 +64,8 @@ class EvaluateDPO(Stage[DPOConfig]):
     async def _found(self, inputs: Mapping[str, Path], folder: Path) -> list[Measured]:
         config, loss, trained = self.config, self.config.preference.loss(), inputs.get("trained")
         held_out = preference_set(inputs, VALIDATION)
-        check_paired(config, held_out)
+        for part in (held_out, preference_set(inputs, TRAIN)):  # here, and not only once it is to be trained on
+            check_paired(config, part)
         if not len(held_out):
             return []
         if trained is None and held_out.references is not None:

@@ -11,7 +11,7 @@ from crucible_train.data.rendering import TRAIN, VALIDATION
 from crucible_train.errors import ArtifactError, CheckpointError
 from crucible_train.preference.measuring import PreferenceSet
 from crucible_train.preference.reference import ReferenceTable, computed, write_reference
-from crucible_train.recipes.dpo import DPOConfig
+from crucible_train.recipes.dpo import DPOConfig, check_paired
 from crucible_train.stages.base import Stage
 from crucible_train.stages.prepare_model import external
 from crucible_train.stages.publishing import open_client
@@ -55,7 +55,13 @@ class ReferencePass(Stage[DPOConfig]):
         return super().identity(inputs) | more
 
     async def run(self, inputs: Mapping[str, Path], folder: Path) -> None:
-        """Score what is trained and what is held out."""
+        """Score what is trained and what is held out.
+
+        Raises:
+            ConfigError: a completion stands alone, and the loss compares two.
+        """
+        for name in _PARTS:
+            check_paired(self.config, PreferenceSet(RenderedPreferences(inputs["rendered"] / name), None))  # type: ignore[arg-type]
         client = await open_client(self.config, inputs["model"], self._hardware, folder / "unused")
         with_mismatched = self.config.preference.needs_mismatched
         num_preferences = 0
