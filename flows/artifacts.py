@@ -30,6 +30,7 @@ async def publish_sft(folder: Path) -> None:
     rows = _answers(folder / EVALUATION / "results.jsonl")
     if rows:
         await acreate_table_artifact(rows, key="sft-answers", description="held-out prompts, answered before and after")
+    await _publish_matches("sft", folder)
 
 
 async def publish_rl(folder: Path) -> None:
@@ -58,6 +59,7 @@ async def publish_dpo(folder: Path) -> None:
     rows = _margins(folder / EVALUATION / "results.jsonl")
     if rows:
         await acreate_table_artifact(rows, key="dpo-margins", description="held-out preferences, before and after")
+    await _publish_matches("dpo", folder)
 
 
 async def publish_trackers(sent: Sequence[SentTo]) -> None:
@@ -83,6 +85,14 @@ async def _publish(method: str, folder: Path, picture: Path, curve: str, what: s
     await acreate_image_artifact(url, key=f"{method}-{curve}", description=what)
 
 
+async def _publish_matches(method: str, folder: Path) -> None:
+    """Show what a judge said of the answers of both models, where it was asked."""
+    matches = _matches(folder / EVALUATION / "results.jsonl")
+    if matches:
+        what = "held-out prompts, answered before and after, compared by a judge"
+        await acreate_table_artifact(matches, key=f"{method}-win-rate", description=what)
+
+
 def _data_url(picture: Path) -> str:
     return f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"
 
@@ -92,7 +102,8 @@ def _sides(path: Path) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     sides: dict[str, list[dict[str, Any]]] = {"before": [], "after": []}
     for line in path.read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
-        sides[record["model"]].append(record)
+        if "model" in record:
+            sides[record["model"]].append(record)
     return list(zip(sides["before"], sides["after"], strict=True))[:_MAX_ROWS]
 
 
@@ -107,6 +118,20 @@ def _margins(path: Path) -> list[dict[str, Any]]:
         }
         for before, after in _sides(path)
     ]
+
+
+def _matches(path: Path) -> list[dict[str, Any]]:
+    return [
+        {
+            "prompt": _short(str(record["messages"][-1]["content"])),
+            "before": _short(record["answers"]["y"]),
+            "after": _short(record["answers"]["x"]),
+            "preferred": {"x": "after", "y": "before", "tie": "tie"}[record["verdict"]],
+            "score": record["score"],
+        }
+        for record in map(json.loads, path.read_text(encoding="utf-8").splitlines())
+        if record["kind"] == "match"
+    ][:_MAX_ROWS]
 
 
 def _played(path: Path) -> list[dict[str, Any]]:

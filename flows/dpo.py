@@ -2,11 +2,11 @@
 
     python -m flows.dpo [--config FILE.yaml] [field=value ...]
 
-    prepare model ─┬─ render ─ reference ─ evaluate (before) ─ train ─ evaluate (after) ─ package
+    prepare model ─┬─ render ─ reference ─ evaluate (before) ─ train ─ evaluate (after) ─ win rate ─ package
     prepare data ──┘
 
-The reference, the log-probabilities of the model before training, is left out where the loss does not read it. A stage
-whose inputs, configuration and code have not changed is found, not run again.
+The reference, the log-probabilities of the model before training, is left out where the loss does not read it, and the
+win rate where none is asked for. A stage whose inputs, configuration and code have not changed is found, not run again.
 """
 
 if __name__ == "__main__":  # answers wrong input, and starts a server, before anything heavy is imported
@@ -28,8 +28,8 @@ from crucible_train.tracking.ending import at_work, conclude
 from flows.artifacts import publish_dpo, publish_trackers
 from flows.stopping import stoppable
 from flows.trained import Trained
-from tasks.dpo import evaluate, package, prepare_data, reference, render, train
-from tasks.model import prepare_model
+from tasks.dpo import evaluate, package, prepare_data, reference, render, train, win_rate
+from tasks.model import prepare_judge, prepare_model
 
 
 @flow(name="dpo", flow_run_name="dpo-{config.model}-{config.dataset}", persist_result=False)
@@ -45,6 +45,7 @@ async def learn_preferences(config: DPOConfig) -> Trained:
     hardware = wiring.hardware(config.engine)
     terminal.field("machine", hardware.description)
     model = (await prepare_model(config)).ref
+    judge = {} if config.win_rate.judge is None else {"judge": (await prepare_judge(config)).ref}
     conversations = (await prepare_data(config)).ref
     config = await settled(config, {"model": model, "conversations": conversations})
     rendered = (await render(config, {"model": model, "conversations": conversations})).ref
@@ -63,6 +64,9 @@ async def learn_preferences(config: DPOConfig) -> Trained:
 
         after = (await evaluate(config, hardware, given | {"trained": trained}, "after")).ref
         refs = inputs | {"trained": trained, "after": after}
+        if config.win_rate.num_prompts:
+            refs |= judge
+            refs["win_rate"] = (await win_rate(config, hardware, refs)).ref
         packaged = await package(config, hardware, run_dir, refs)
         folder = wiring.blob_store(config.cache_dir).fetch(packaged.ref)
         seconds = time.monotonic() - started

@@ -9,6 +9,7 @@ from crucible_train.stages.dpo import evaluate as evaluation
 from crucible_train.stages.dpo import prepare_data as data
 from crucible_train.stages.dpo import reference as scoring
 from crucible_train.stages.dpo import render as rendering
+from crucible_train.stages.dpo.answers import AnswerPreferences
 from crucible_train.stages.dpo.evaluate import EvaluateDPO
 from crucible_train.stages.dpo.package import PackageDPO
 from crucible_train.stages.dpo.prepare_data import PreparePreferences
@@ -18,6 +19,7 @@ from crucible_train.stages.dpo.train import TrainDPO
 from crucible_train.types import ArtifactRef, Hardware
 from tasks.model import summary_of
 from tasks.stage import stage_task
+from tasks.win_rate import compared
 
 Refs = Mapping[str, ArtifactRef]
 
@@ -58,6 +60,12 @@ async def evaluate(config: DPOConfig, hardware: Hardware, inputs: Refs, name: st
 async def train(config: DPOConfig, hardware: Hardware, run_dir: Path, inputs: Refs) -> Outcome:
     """Trained weights, from ``model``, ``rendered``, ``reference`` where there is one, and ``before``."""
     return await resolve(TrainDPO(config, hardware, run_dir), inputs, config.cache_dir)
+
+
+@stage_task("win rate")
+async def win_rate(config: DPOConfig, hardware: Hardware, inputs: Refs) -> Outcome:
+    """How often a judge prefers the trained model's answers, from what it was trained on, ``trained`` and ``judge``."""
+    return await compared(config, hardware, AnswerPreferences(config, hardware), inputs)
 
 
 @stage_task("package")

@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 
 from crucible_train import files, wiring
-from crucible_train.config.run_config import RunConfig
+from crucible_train.config.run_config import JudgedConfig, RunConfig
 from crucible_train.stages.base import Outcome, resolve
+from crucible_train.stages.judging import judge_field, served_judge
 from crucible_train.stages.merge import Merge
 from crucible_train.stages.prepare_model import PrepareModel, external, locate
 from crucible_train.types import ArtifactRef
@@ -14,6 +15,19 @@ from tasks.stage import stage_task
 @stage_task("prepare model")
 async def prepare_model(config: RunConfig) -> Outcome:
     """A folder that transformers reads; a folder of the user's is taken as it is."""
+    return await _prepared(config)
+
+
+@stage_task("prepare judge")
+async def prepare_judge(config: JudgedConfig) -> Outcome:
+    """The same of the model that is to judge; of one behind a server its tokenizer."""
+    with judge_field("win_rate.judge"):
+        if config.win_rate.judge_url is not None:
+            return Outcome(served_judge(config.win_rate), is_cached=True)
+        return await _prepared(config.model_copy(update={"model": str(config.win_rate.judge)}))
+
+
+async def _prepared(config: RunConfig) -> Outcome:
     source = locate(config.model)
     if source.is_dir():
         return Outcome(external(source), is_cached=True)

@@ -12,10 +12,12 @@ from crucible_train.stages.evaluate import Evaluate
 from crucible_train.stages.package import Package
 from crucible_train.stages.prepare_data import PrepareData
 from crucible_train.stages.render import Render
+from crucible_train.stages.sft_answers import AnswerRows
 from crucible_train.stages.train import Train
 from crucible_train.types import ArtifactRef, Hardware
 from tasks.model import summary_of
 from tasks.stage import stage_task
+from tasks.win_rate import compared
 
 Refs = Mapping[str, ArtifactRef]
 
@@ -48,6 +50,12 @@ async def evaluate(config: SFTConfig, hardware: Hardware, inputs: Refs, name: st
 async def train(config: SFTConfig, hardware: Hardware, run_dir: Path, inputs: Refs) -> Outcome:
     """Trained weights, from ``model``, ``conversations``, ``rendered`` and ``before``."""
     return await resolve(Train(config, hardware, run_dir), inputs, config.cache_dir)
+
+
+@stage_task("win rate")
+async def win_rate(config: SFTConfig, hardware: Hardware, inputs: Refs) -> Outcome:
+    """How often a judge prefers the trained model's answers, from what it was trained on, ``trained`` and ``judge``."""
+    return await compared(config, hardware, AnswerRows(config, hardware), inputs)
 
 
 @stage_task("package")

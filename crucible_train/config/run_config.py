@@ -7,7 +7,15 @@ every flow may count on.
 from typing import TYPE_CHECKING
 
 from crucible_train.config.base import Section
-from crucible_train.config.sections import ChatFormatConfig, CheckpointConfig, EngineConfig, PeftConfig, TrackingConfig
+from crucible_train.config.judge import WinRateConfig
+from crucible_train.config.sections import (
+    AnswerConfig,
+    ChatFormatConfig,
+    CheckpointConfig,
+    EngineConfig,
+    PeftConfig,
+    TrackingConfig,
+)
 
 
 class RunConfig(Section):
@@ -25,3 +33,11 @@ class RunConfig(Section):
         engine: EngineConfig
         checkpoint: CheckpointConfig
         tracking: TrackingConfig
+
+
+class JudgedConfig(RunConfig):
+    """A run whose model can be put beside the one before it."""
+
+    if TYPE_CHECKING:
+        eval: AnswerConfig
+        win_rate: WinRateConfig

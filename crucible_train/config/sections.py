@@ -96,7 +96,9 @@ class PeftConfig(Section):
     lora_dropout: float = option(
         0.0, "share of adapter inputs dropped while training, in [0, 1)", ge=0, lt=1, advanced=True
     )
-    lora_target_modules: str | list[str] = option("all-linear", "module names that get an adapter, or all-linear")
+    lora_target_modules: str | list[str] = option(
+        "all-linear", "module names that get an adapter, or all-linear", advanced=True
+    )
 
 
 class AdamConfig(Section):
@@ -136,13 +138,28 @@ class EngineConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = option("auto", "auto takes a GPU where there is one")
     precision: Precision = option("auto", "matrix products in float32 or bfloat16; auto probes what is fast here")
     micro_batch_tokens: int = option(0, "tokens computed at once, 0 or more; 0 chooses by device", ge=0, advanced=True)
-    activation_checkpointing: bool = option(False, "recompute activations in the backward pass: less memory, slower")
+    activation_checkpointing: bool = option(
+        False, "recompute activations in the backward pass: less memory, slower", advanced=True
+    )
     num_threads: int = option(
         0, "processor threads, 0 or more; 0 takes every core this process may use", ge=0, advanced=True
     )
 
 
-class EvalConfig(Section):
+ANSWER_FIELDS = ("max_new_tokens", "temperature", "top_p")
+"""What decides how held-out prompts are answered."""
+
+
+class AnswerConfig(Section):
+    """How held-out prompts are answered. What derives from it declares the fields, in the order its users read them."""
+
+    if TYPE_CHECKING:
+        max_new_tokens: int
+        temperature: float
+        top_p: float
+
+
+class EvalConfig(AnswerConfig):
     """What is measured on held-out rows, while training and at its end."""
 
     eval_steps: StepsOrShare = option(0.5, "evaluate every N steps, or every share of the run; 0 at the end only")
@@ -201,7 +218,9 @@ class TrackingConfig(Section):
 
 
 __all__ = [
+    "ANSWER_FIELDS",
     "AdamConfig",
+    "AnswerConfig",
     "ChatFormatConfig",
     "CheckpointConfig",
     "DataConfig",

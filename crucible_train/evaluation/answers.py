@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from crucible_train.config.sections import EvalConfig
+from crucible_train.config.sections import AnswerConfig
 from crucible_train.data.tables import Dialogues
 from crucible_train.evaluation.scorers import Scorer
 from crucible_train.ports import SamplingClient
@@ -57,7 +57,7 @@ async def answer(
     renderer: Renderer,
     asked: Sequence[Question],
     scorers: Mapping[str, Scorer],
-    config: EvalConfig,
+    config: AnswerConfig,
     seed: int,
 ) -> list[Answer]:
     """Ask every question at once; one answer each."""

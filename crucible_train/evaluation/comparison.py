@@ -16,7 +16,7 @@ from crucible_train.evaluation.statistics import (
 )
 
 # Five differences of one sign happen by chance in more than one of twenty cases (2 / 2^5): that is never clear.
-_MIN_CLEAR = 6
+MIN_CLEAR = 6
 ALONE = "one example, no interval"
 
 
@@ -42,7 +42,7 @@ class Compared:
     @property
     def is_clear(self) -> bool:
         """Whether the interval of the difference excludes no change, over enough examples for it to mean something."""
-        return self.num >= _MIN_CLEAR and self.difference.excludes(0.0)
+        return self.num >= MIN_CLEAR and self.difference.excludes(0.0)
 
     @property
     def is_gain(self) -> bool:

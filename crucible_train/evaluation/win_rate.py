@@ -7,13 +7,14 @@ Every pair is judged in both orders; a verdict that does not hold in both is a t
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from crucible_train.config.sections import EvalConfig
+from crucible_train.config.sections import AnswerConfig
 from crucible_train.evaluation.answers import Answer, Question, answer
+from crucible_train.evaluation.comparison import MIN_CLEAR
 from crucible_train.evaluation.statistics import Interval, rate_interval, ratio_interval
 from crucible_train.judges import Asked, Belief, Judgement, PositionBias, judged_alone, position_bias
 from crucible_train.ports import SamplingClient
@@ -65,6 +66,7 @@ class WinRate:
         losses: the share on which y is preferred.
         score: the mean of the judge's score, from -1 to 1, with its bootstrap interval.
         position: how far the judge heeds the order.
+        num_same: on how many prompts both give the same answer, word for word.
     """
 
     num: int
@@ -74,11 +76,24 @@ class WinRate:
     losses: Interval
     score: Interval
     position: PositionBias
+    num_same: int
 
     @property
     def is_clear(self) -> bool:
-        """Whether the interval of the win rate excludes a draw."""
-        return self.win_rate.excludes(0.5)
+        """Whether the interval of the win rate excludes a draw, over enough decided prompts to mean something."""
+        num_decided = round((self.wins.value + self.losses.value) * self.num)
+        return num_decided >= MIN_CLEAR and self.win_rate.excludes(0.5)
+
+    @property
+    def verdict(self) -> str:
+        """In words."""
+        if not self.is_clear:
+            return "no clear difference"
+        return "better" if self.win_rate.value > 0.5 else "worse"
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, as it is stored."""
+        return asdict(self) | {"verdict": self.verdict, "metrics": self.metrics()}
 
     def metrics(self) -> dict[str, float]:
         """The figures by name."""
@@ -94,7 +109,7 @@ class WinRate:
 
 
 async def play(
-    x: Player, y: Player, judge: Asked, asked: Sequence[Question], config: EvalConfig, seed: int
+    x: Player, y: Player, judge: Asked, asked: Sequence[Question], config: AnswerConfig, seed: int
 ) -> list[Match]:
     """Have both models answer every question, then the judge compare.
 
@@ -151,6 +166,7 @@ def win_rate(matches: Sequence[Match], seed: int) -> WinRate:
         rate_interval(losses, num),
         ratio_interval(scores, np.ones(num), seed),
         position_bias(judgements),
+        sum(match.x.text == match.y.text for match in matches),
     )
 
 

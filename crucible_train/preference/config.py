@@ -5,7 +5,7 @@ from typing import Literal, Self
 from pydantic import model_validator
 
 from crucible_train.config.base import Section, option
-from crucible_train.config.sections import AdamConfig, StepsOrShare
+from crucible_train.config.sections import AdamConfig, AnswerConfig, StepsOrShare
 from crucible_train.types import DPO, IPO, KTO, ORPO, PreferenceLoss, SimPO
 
 LossType = Literal["sigmoid", "ipo", "kto", "orpo", "simpo"]
@@ -88,10 +88,13 @@ class DPOOptimConfig(AdamConfig):
     gradient_accumulation_steps: int = option(1, "multiplies the batch of an optimizer step, 1 or more", ge=1)
 
 
-class DPOEvalConfig(Section):
+class DPOEvalConfig(AnswerConfig):
     """What is measured on held-out preferences, while training and at its end."""
 
     eval_steps: StepsOrShare = option(0.5, "evaluate every N steps, or every share of the run; 0 at the end only")
+    max_new_tokens: int = option(256, "win_rate: longest answer in tokens, 1 or more", ge=1)
+    temperature: float = option(0.0, "win_rate: of the answers; 0 is greedy", ge=0, advanced=True)
+    top_p: float = option(1.0, "win_rate: of the answers, in (0, 1]", gt=0, le=1, advanced=True)
     metric_for_best_model: str = option("eval/loss", "metric that chooses the best checkpoint", advanced=True)
     greater_is_better: bool | None = option(
         None, "whether that metric is to rise; null: scores are, losses are not", advanced=True

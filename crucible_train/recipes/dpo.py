@@ -13,7 +13,8 @@ import time
 from collections.abc import Mapping
 
 from crucible_train.config.base import option
-from crucible_train.config.run_config import RunConfig
+from crucible_train.config.judge import WinRateConfig
+from crucible_train.config.run_config import JudgedConfig
 from crucible_train.config.sections import (
     CheckpointConfig,
     EngineConfig,
@@ -34,7 +35,7 @@ from crucible_train.preference.measuring import Batch, PreferenceSet, preference
 _SHARE_OF_SUPERVISED_RATE = 0.1
 
 
-class DPOConfig(RunConfig):
+class DPOConfig(JudgedConfig):
     """Training of a causal language model on preferences: DPO and its kin."""
 
     model: str = option("smollm2-135m-instruct", "a folder, a GGUF file, a hub id, or the built-in model's name")
@@ -57,6 +58,9 @@ class DPOConfig(RunConfig):
     train: DPOOptimConfig = option(DPOOptimConfig(), "optimizer and schedule")
     engine: EngineConfig = option(EngineConfig(), "how it is computed")
     eval: DPOEvalConfig = option(DPOEvalConfig(), "what is measured")
+    win_rate: WinRateConfig = option(
+        WinRateConfig(), "whose answers to num_prompts held-out prompts a judge prefers, the trained model's or the old"
+    )
     checkpoint: CheckpointConfig = option(CheckpointConfig(), "what is kept")
     tracking: TrackingConfig = option(TrackingConfig(), "what trackers are told")
 

@@ -12,7 +12,8 @@ import time
 from collections.abc import Mapping, Sequence
 
 from crucible_train.config.base import option
-from crucible_train.config.run_config import RunConfig
+from crucible_train.config.judge import WinRateConfig
+from crucible_train.config.run_config import JudgedConfig
 from crucible_train.config.sections import (
     CheckpointConfig,
     DataConfig,
@@ -38,7 +39,7 @@ from crucible_train.ports import TrainingClient
 from crucible_train.types import CrossEntropy
 
 
-class SFTConfig(RunConfig):
+class SFTConfig(JudgedConfig):
     """Supervised fine-tuning of a causal language model on conversations."""
 
     model: str = option("smollm2-135m-instruct", "a folder, a GGUF file, a hub id, or the built-in model's name")
@@ -60,6 +61,9 @@ class SFTConfig(RunConfig):
     train: OptimConfig = option(OptimConfig(), "optimizer and schedule")
     engine: EngineConfig = option(EngineConfig(), "how it is computed")
     eval: EvalConfig = option(EvalConfig(), "what is measured")
+    win_rate: WinRateConfig = option(
+        WinRateConfig(), "whose answers to num_prompts held-out prompts a judge prefers, the trained model's or the old"
+    )
     checkpoint: CheckpointConfig = option(CheckpointConfig(), "what is kept")
     tracking: TrackingConfig = option(TrackingConfig(), "what trackers are told")
 

@@ -17,6 +17,7 @@ from crucible_train.data.rows import merge_counts
 from crucible_train.evaluation.comparison import Compared, compare_preferences
 from crucible_train.metrics_file import read_metrics
 from crucible_train.recipes.dpo import DPOConfig
+from crucible_train.report.win_rate import WinRateFacts, gather_win_rate
 from crucible_train.types import Message
 
 _NUM_SAMPLES = 6
@@ -35,13 +36,14 @@ class ComparedTwice:
 
 @dataclass(frozen=True, slots=True)
 class DPOFacts:
-    """What is known of a finished run."""
+    """What is known of a finished run; ``win_rate`` is None where none was asked for."""
 
     title: str
     config: Mapping[str, Any]
     changed: Mapping[str, Any]
     command: str
     compared: Sequence[Compared]
+    win_rate: WinRateFacts | None
     samples: Sequence[ComparedTwice]
     metrics: Sequence[Mapping[str, Any]]
     timings: Sequence[Mapping[str, Any]]
@@ -65,6 +67,7 @@ def gather(
         changed=redacted(differences(config)),
         command=hide_secrets("python -m flows.dpo " + shlex.join(to_overrides(config))).rstrip(),
         compared=compare_preferences(before, after, config.seed),
+        win_rate=gather_win_rate(inputs.get("win_rate")),
         samples=_samples(config, inputs, before, after),
         metrics=read_metrics(inputs["trained"]),
         timings=timings,

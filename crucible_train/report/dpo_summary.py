@@ -2,6 +2,7 @@
 
 from crucible_train.report.dpo_facts import DPOFacts
 from crucible_train.report.summary import card, comparison_table
+from crucible_train.report.win_rate import win_rate_lines
 
 
 def summary(facts: DPOFacts) -> str:
@@ -17,6 +18,7 @@ def summary(facts: DPOFacts) -> str:
             f"({train['num_tokens']:,} tokens). {facts.hardware}.",
             "",
             comparison_table(facts.compared) if facts.compared else "Nothing was held out, so nothing was measured.",
+            *win_rate_lines(facts.win_rate),
             "",
             f"Set aside: {set_aside}.",
         ]

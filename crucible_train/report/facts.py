@@ -13,6 +13,7 @@ from crucible_train.data.rows import merge_counts
 from crucible_train.evaluation.comparison import Compared, compare, compare_ended
 from crucible_train.metrics_file import read_metrics
 from crucible_train.recipes.sft import SFTConfig
+from crucible_train.report.win_rate import WinRateFacts, gather_win_rate
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,10 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class RunFacts:
-    """What is known of a finished run; ``ended`` says, of the answers, how many the model ended itself."""
+    """What is known of a finished run.
+
+    ``ended`` says, of the answers, how many the model ended itself; ``win_rate`` is None where none was asked for.
+    """
 
     title: str
     config: Mapping[str, Any]
@@ -37,6 +41,7 @@ class RunFacts:
     command: str
     compared: Sequence[Compared]
     ended: Sequence[Compared]
+    win_rate: WinRateFacts | None
     samples: Sequence[Sample]
     metrics: Sequence[Mapping[str, Any]]
     timings: Sequence[Mapping[str, Any]]
@@ -61,6 +66,7 @@ def gather(
         command=hide_secrets("python -m flows.sft " + shlex.join(to_overrides(config))).rstrip(),
         compared=compare(before, after, config.seed),
         ended=compare_ended(before, after),
+        win_rate=gather_win_rate(inputs.get("win_rate")),
         samples=_samples(before, after),
         metrics=read_metrics(inputs["trained"]),
         timings=timings,

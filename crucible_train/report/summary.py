@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from crucible_train.evaluation.comparison import Compared
 from crucible_train.report.facts import RunFacts
+from crucible_train.report.win_rate import win_rate_lines
 
 
 def comparison_table(compared: Sequence[Compared]) -> str:
@@ -29,6 +30,7 @@ def summary(facts: RunFacts) -> str:
             f"{train['num_examples']:,} examples ({train['num_tokens']:,} tokens). {facts.hardware}.",
             "",
             comparison_table(measured) if measured else "Nothing was held out, so nothing was measured.",
+            *win_rate_lines(facts.win_rate),
             "",
             f"Set aside: {set_aside}.",
         ]

@@ -45,6 +45,7 @@ class Package(Stage[SFTConfig]):
         "train",
         "engine",
         "eval",
+        "win_rate",
         "checkpoint",
     )
     code = ("report", "evaluation", "renderers", "config", "stages.chat_format")
@@ -87,9 +88,10 @@ def _write_evaluation(facts: RunFacts, inputs: Mapping[str, Path], folder: Path)
         for side in ("before", "after")
         for line in (inputs[side] / "results.jsonl").read_text(encoding="utf-8").splitlines()
     ]
-    files.write_text(folder / "results.jsonl", "".join(lines))
+    matches = inputs["win_rate"] / "results.jsonl" if "win_rate" in inputs else None
+    more = matches.read_text(encoding="utf-8") if matches is not None else ""
+    files.write_text(folder / "results.jsonl", "".join(lines) + more)
     sides = {side: files.read_json(inputs[side] / "summary.json") for side in ("before", "after")}
-    files.write_json(
-        folder / "summary.json",
-        sides | {"compared": [asdict(row) | {"verdict": row.verdict} for row in facts.compared]},
-    )
+    compared = {"compared": [asdict(row) | {"verdict": row.verdict} for row in facts.compared]}
+    preferred = {} if facts.win_rate is None else {"win_rate": facts.win_rate.summary}
+    files.write_json(folder / "summary.json", sides | compared | preferred)

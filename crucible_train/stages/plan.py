@@ -42,7 +42,9 @@ from crucible_train.stages.prepare_data import PrepareData
 from crucible_train.stages.prepare_model import at_hand, description_of
 from crucible_train.stages.render import Render
 from crucible_train.stages.run_directory import run_id
+from crucible_train.stages.sft_answers import AnswerRows
 from crucible_train.stages.train import Train
+from crucible_train.stages.win_rate_plan import look_at_answers, look_for_judge, show_win_rate, written_at_once
 from crucible_train.types import ArtifactRef, Hardware, ModelInput
 
 _NUM_SAMPLES = 3
@@ -92,7 +94,8 @@ def _show(config: SFTConfig, hardware: Hardware, folder: Path) -> Sequence[Mappi
     examples = Examples(rendered / TRAIN)
     show_samples(list(itertools.islice(examples, _NUM_SAMPLES)), description)
     stages.show()
-    _show_cost(config, hardware, examples, summary, description, stages.to_run)
+    num_prompts = len(AnswerRows(config, hardware).questions(inputs | {"rendered": rendered}))
+    _show_cost(config, hardware, (examples, num_prompts), summary, description, stages.to_run)
     return bad_rows
 
 
@@ -108,6 +111,7 @@ def made(stage: Stage[Any], inputs: Mapping[str, Path], ref: ArtifactRef | None,
 def _look(chain: Chain, config: SFTConfig, hardware: Hardware, source: Path | None) -> SFTConfig:
     """Follow the flow's chain as far as its outputs are known; the configuration with the date it writes."""
     chain.model(config, source)
+    look_for_judge(chain, config)
     chain.stage("prepare data", "conversations", PrepareData(config), ())
     if chain.has(["model", "conversations"]):
         config = with_noted_date(config, chain.refs)
@@ -117,10 +121,13 @@ def _look(chain: Chain, config: SFTConfig, hardware: Hardware, source: Path | No
     train = Train(config, hardware, Path())
     chain.stage("train", "trained", train, given)  # what was measured before is no part of its key
     chain.stage("evaluate after", "after", Evaluate(config, hardware), [*given, "trained"])
+    more: list[str] = []
+    if config.win_rate.num_prompts:
+        more = look_at_answers(chain, config, hardware, AnswerRows(config, hardware), given)
     if chain.has(given):
         name = run_id(config, "sft", config.dataset, train.key({key: chain.refs[key] for key in given}))
         package = Package(config, hardware, Path(name))
-        chain.stage("package", "package", package, [*given, "before", "trained", "after"])
+        chain.stage("package", "package", package, [*given, "before", "trained", "after", *more])
     else:
         chain.states.append(("package", "to run"))
     return config
@@ -162,24 +169,35 @@ def show_samples(examples: Sequence[Example | Side], tokenizer_dir: Path) -> Non
 def _show_cost(
     config: SFTConfig,
     hardware: Hardware,
-    examples: Examples,
+    work_on: tuple[Examples, int],
     summary: Mapping[str, Any],
     description: Path,
     to_run: Collection[str],
 ) -> None:
-    """Print steps, tokens, and the time and memory that the stages ``to_run`` should take."""
+    """Print steps, tokens, and the time and memory that the stages ``to_run`` should take.
+
+    ``work_on`` holds what is trained on, and how many prompts are answered for the win rate.
+    """
+    examples, num_prompts = work_on
     plan = plan_of(config, len(examples))
     lengths = examples.num_tokens()
     num_tokens = sum(int(lengths[list(plan.batch(step))].sum()) for step in range(plan.num_steps))
     steps = f"{plan.num_steps} steps of {plan.batch_size}, {num_tokens:,} tokens"
     measured = [name for name in to_run if name.startswith("evaluate")]
-    if "train" not in to_run and not measured:
+    if "train" not in to_run and not measured and "win rate" not in to_run:
         terminal.field("training", steps)
         terminal.field("estimate", "nothing to do but the report" if to_run else "nothing to do: all of it is cached")
         return
     mean_length = round(summary["train"]["num_tokens"] / max(1, len(examples)))
     num_answers = num_answered(config.eval.num_samples, summary["validation"]["num_examples"])
-    found = wiring.estimate(description, config.peft, config.engine, hardware, mean_length, max(1, num_answers))
+    found = wiring.estimate(
+        description,
+        config.peft,
+        config.engine,
+        hardware,
+        mean_length,
+        max(1, num_answers, written_at_once(num_prompts)),
+    )
     rate = peak_rate(config.train, config.peft, found.hidden_size)
     schedule_of(config.train, plan.num_steps, rate)
     terminal.field(
@@ -195,6 +213,8 @@ def _show_cost(
         work = f"training and measuring at about {rounded(found.train_tokens_per_second):,} tokens/s"
     seconds += summary["validation"]["num_tokens"] * num_passes / found.forward_tokens_per_second
     writing = len(measured) * config.eval.max_new_tokens * found.write_step_s if num_answers else 0.0
+    if num_prompts:
+        writing += show_win_rate(config, num_prompts, found, to_run)
     terminal.field(
         "estimate",
         f"{duration(seconds)} of {work}, up to {duration(writing)} of writing answers; "

@@ -16,6 +16,7 @@ from crucible_train.config.redaction import redacted
 from crucible_train.config.run_config import RunConfig
 from crucible_train.config.writing import as_text
 from crucible_train.evaluation.comparison import ALONE
+from crucible_train.report.win_rate import in_a_line
 from crucible_train.stages.package import EVALUATION, PUBLISHED, REPORT
 from crucible_train.types import ArtifactRef, Hardware
 
@@ -73,7 +74,8 @@ def finish(
 
 def report(run_dir: Path, package: Path, *, is_new: bool) -> None:
     """Say what the run gained and where everything lies."""
-    for row in files.read_json(package / EVALUATION / "summary.json")["compared"]:
+    found = files.read_json(package / EVALUATION / "summary.json")
+    for row in found["compared"]:
         before, after, change = row["before"], row["after"], row["difference"]
         interval = f", 95 % interval [{change['low']:+.4g}, {change['high']:+.4g}]" if row["verdict"] != ALONE else ""
         terminal.field(
@@ -81,6 +83,8 @@ def report(run_dir: Path, package: Path, *, is_new: bool) -> None:
             f"{before['value']:.4g} -> {after['value']:.4g}   change {change['value']:+.4g}{interval} "
             f"over {row['num']}: {row['verdict']}",
         )
+    if found.get("win_rate", {}).get("num"):
+        terminal.field("win rate", in_a_line(found["win_rate"]))
     if not is_new:
         terminal.field("done", "this run was finished before; nothing was changed")
     terminal.field("model", str(run_dir / PUBLISHED))
@@ -127,7 +131,11 @@ def _record(
             "num_cores": os.cpu_count(),
             "python": platform.python_version(),
         },
-        "final_metrics": summary.get("after", {}).get("metrics", {}),
+        "final_metrics": {
+            name: value
+            for part in ("after", "win_rate")
+            for name, value in summary.get(part, {}).get("metrics", {}).items()
+        },
     }
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from crucible_train.data.conversations import CONVERSATIONS
 from crucible_train.evaluation.scorers import SCORERS
 from crucible_train.recipes.sft import SFTConfig
-from crucible_train.stages import preflight
+from crucible_train.stages import preflight, win_rate_preflight
 from crucible_train.stages.prepare_data import source_of
 
 STEP_METRICS = ("optim/grad_norm", "optim/learning_rate", "progress/epoch", "progress/num_tokens", "train/loss")
@@ -36,7 +36,8 @@ def _names(config: SFTConfig) -> Problems:
 def _secrets(config: SFTConfig) -> Problems:
     fields = ("model", "dataset", "output_dir", "cache_dir")
     values: dict[str, object] = {field: getattr(config, field) for field in fields}
-    yield from preflight.secrets(values | {"data.eval_split": config.data.eval_split})
+    values |= {"data.eval_split": config.data.eval_split, "win_rate.judge": config.win_rate.judge}
+    yield from preflight.secrets(values)
 
 
 def _watched_metric(config: SFTConfig) -> Problems:
@@ -55,6 +56,7 @@ def _data(config: SFTConfig) -> Problems:
     yield from preflight.first_row("dataset", source_of(config.dataset), columns, table)
     if isinstance(config.data.eval_split, str):
         yield from preflight.first_row("data.eval_split", config.data.eval_split, columns, table)
+    yield from win_rate_preflight.prompts(config.win_rate, config.data.eval_split)
 
 
 _CHECKS = (
@@ -65,5 +67,6 @@ _CHECKS = (
     preflight.checkpoint,
     preflight.model,
     _data,
+    win_rate_preflight.judge,
     preflight.device,
 )

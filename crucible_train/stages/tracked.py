@@ -99,7 +99,11 @@ def note_results(run_dir: Path, artifacts: str) -> None:
     record, config = files.read_json(run_dir / RECORD) or {}, files.read_json(run_dir / CONFIG) or {}
     journal.add("hparams", values=settings(config))
     num_steps = max(last_step(run_dir), 0)
-    compared = (files.read_json(run_dir / EVALUATION / "summary.json") or {}).get("compared", [])
+    summary = files.read_json(run_dir / EVALUATION / "summary.json") or {}
+    preferred = summary.get("win_rate", {}).get("metrics")
+    if preferred:
+        journal.add("metrics", values=preferred, step=num_steps)
+    compared = summary.get("compared", [])
     if compared:
         journal.add(
             "table", name="eval/before_after", columns=_COLUMNS, rows=[_row(one) for one in compared], step=num_steps
@@ -142,7 +146,7 @@ def _inputs(config: Mapping[str, Any], refs: Mapping[str, ArtifactRef]) -> Itera
         if ref.kind == "conversations" or name == "conversations":
             source = Path(str(config.get("dataset", name))).name
             yield LoggedArtifact(source, "dataset", is_input=True, digest=ref.sha256, facts=_counts(config, ref))
-        elif name == "model" or name.startswith("teacher"):
+        elif name in ("model", "judge") or name.startswith("teacher"):
             yield LoggedArtifact(name, "model", is_input=True, digest=ref.sha256, facts={"size": ref.size})
 
 

@@ -322,6 +322,8 @@ def log_event(logger: MetricsLogger, event: Mapping[str, Any], run_dir: Path) ->
     match event["event"]:
         case "hparams":
             logger.log_hparams(values["values"])
+        case "metrics":
+            logger.log_metrics(values["values"], values["step"])
         case "text":
             logger.log_text(**values)
         case "table":

@@ -59,6 +59,22 @@ def test_another_dataset_does_everything_again(
     assert run.tasks == [(name, FOUND if index < 1 else MADE) for index, name in enumerate(ORDER)]
 
 
+def test_a_win_rate_trains_nothing_again(place: Any, run_flow: Callable[[Any], Any], tmp_path: Path) -> None:
+    run = run_flow(place.config("win_rate.num_prompts=3"))
+    assert run.tasks == [*((name, FOUND) for name in ORDER[:-1]), ("win rate", MADE), ("package", MADE)], run.printed
+    (run_dir,) = (tmp_path / "runs").iterdir()
+    found = json.loads((run_dir / "eval" / "summary.json").read_text())["win_rate"]
+    assert (found["num"], found["judge"]) == (3, "the model before training")
+    rows = [json.loads(line) for line in (run_dir / "eval" / "results.jsonl").read_text().splitlines()]
+    matches = [row for row in rows if row["kind"] == "match"]
+    answers = {(row["row"], row["model"]): row["text"] for row in rows if row["kind"] == "answer"}
+    # two of the three prompts were answered for the scores as well, by the same weights and seed
+    assert [row["answers"]["y"] for row in matches[:2]] == [answers[row["row"], "before"] for row in matches[:2]]
+    assert [row["answers"]["x"] for row in matches[:2]] == [answers[row["row"], "after"] for row in matches[:2]]
+    assert "Answers beside those of the model before" in (run_dir / "report.html").read_text()
+    assert "Win rate over the model before training: " in (run_dir / "summary.md").read_text()
+
+
 def _blob_of(cache: Path, stage: str) -> Path:
     """The largest file of a stage's artifact."""
     (manifest,) = (cache / "manifests" / stage).iterdir()

@@ -1,6 +1,8 @@
 """``python -m flows.dpo`` in this process: what it leaves, and what another configuration does again."""
 
+import csv
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -74,6 +76,54 @@ def test_a_run_and_what_is_done_again(
     # rewards are scaled by beta, so the loss before training is found anew, from the reference that is there
     assert [name for name, state in other.tasks if state == MADE] == ORDER[len(GIVEN) :]
     assert [name for name, state in other.tasks if state == FOUND] == GIVEN
+
+
+def test_a_judge_compares_the_answers_before_and_after(
+    config: Callable[..., DPOConfig],
+    run_flow: Callable[..., Any],
+    tiny_model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    order = [*ORDER[:-1], "win rate", "package"]
+    asked = ("win_rate.num_prompts=4", "eval.max_new_tokens=6", "report_to=[csv]")
+
+    first = run_flow(config(*asked))
+    assert [name for name, _ in first.tasks] == order, first.printed
+    assert "4 pairs of answers in both orders by the model before training" in first.printed
+    (run_dir,) = (tmp_path / "runs").iterdir()
+    found = json.loads((run_dir / "eval" / "summary.json").read_text())["win_rate"]
+    results = [json.loads(line) for line in (run_dir / "eval" / "results.jsonl").read_text().splitlines()]
+    verdicts = [row["verdict"] for row in results if row["kind"] == "match"]
+    assert found["num"] == len(verdicts) == 4
+    assert found["win_rate"]["value"] == (verdicts.count("x") + verdicts.count("tie") / 2) / 4
+    assert found["win_rate"]["low"] < found["win_rate"]["value"] < found["win_rate"]["high"]
+    record = json.loads((run_dir / "record.json").read_text())
+    assert record["final_metrics"]["eval/win_rate"] == found["win_rate"]["value"]
+    assert {"eval/position_bias", "eval/position_flips", "eval/accuracy"} <= record["final_metrics"].keys()
+    *_, last = csv.DictReader(next(run_dir.glob("tracking/csv/*/metrics.csv")).open())
+    assert (last["step"], float(last["eval/win_rate"])) == ("6", found["win_rate"]["value"])
+    assert float(last["train/loss"]) > 0
+    assert "Answers beside those of the model before" in (run_dir / "report.html").read_text()
+    for path in (run_dir / "summary.md", run_dir / "model" / "README.md"):
+        assert "Win rate over the model before training: " in path.read_text()
+
+    assert run_flow(config(*asked)).tasks == [(name, FOUND) for name in order]
+    capsys.readouterr()
+    show_plan(config(*asked))
+    shown = " ".join(capsys.readouterr().out.split())
+    for line in ("answer before cached", "answer after cached", "win rate cached", "package cached"):
+        assert line in shown
+    assert "4 held-out prompts, answered by both models in up to 6 tokens" in shown
+
+    judge = shutil.copytree(tiny_model, tmp_path / "judge")
+    (judge / "special_tokens_map.json").write_text("{}")
+    other = run_flow(config(*asked, f"win_rate.judge={judge}"))
+    # the answers are those that are there: a judge is what is new
+    assert [name for name, state in other.tasks if state == MADE] == ["win rate", "package"]
+    assert [name for name, _ in other.tasks] == ["prepare model", "prepare judge", *order[1:]]
+    assert "answering" not in other.printed
+    assert len(list((tmp_path / "cache" / "manifests" / "answer_preferences").iterdir())) == 2
 
 
 def test_a_loss_without_a_reference_computes_none(

@@ -14,13 +14,15 @@ from crucible_train.errors import ArtifactError, CheckpointError, ConfigError
 from crucible_train.recipes.dpo import DPOConfig
 from crucible_train.stages.base import Stage
 from crucible_train.stages.dpo import preflight
+from crucible_train.stages.dpo.answers import AnswerPreferences
 from crucible_train.stages.dpo.evaluate import EvaluateDPO
 from crucible_train.stages.dpo.package import PackageDPO
 from crucible_train.stages.dpo.prepare_data import PreparePreferences
 from crucible_train.stages.dpo.reference import REFERENCE, ReferencePass, check_start, preference_set
 from crucible_train.stages.dpo.render import RenderPreferences
 from crucible_train.stages.dpo.train import TrainDPO
-from crucible_train.types import Hardware
+from crucible_train.stages.win_rate import CompareAnswers
+from crucible_train.types import ArtifactRef, Hardware
 
 HARDWARE = Hardware("cpu", "float32", 1, "CPU")
 
@@ -38,6 +40,8 @@ def keys(*words: str) -> dict[str, str]:
         ReferencePass(given, HARDWARE),
         EvaluateDPO(given, HARDWARE),
         TrainDPO(given, HARDWARE, Path()),
+        AnswerPreferences(given, HARDWARE),
+        CompareAnswers(given, HARDWARE),
         PackageDPO(given, HARDWARE, Path("run")),
     ]
     return {stage.name.split("_")[0]: stage.key({}) for stage in stages}
@@ -54,14 +58,31 @@ def keys(*words: str) -> dict[str, str]:
         ("peft.use_peft=false", "evaluate train package"),
         ("data.max_length=99", "render package"),
         ("data.format=pairs", "prepare package"),
-        ("model=other", "render reference evaluate train package"),
-        ("seed=1", "render evaluate train package"),
+        ("model=other", "render reference evaluate train answer win package"),
+        ("seed=1", "render evaluate train answer win package"),
+        ("eval.eval_steps=3", "train package"),
+        ("eval.max_new_tokens=9", "answer package"),
+        ("win_rate.num_prompts=8", "answer package"),
+        ("win_rate.num_prompts=8 win_rate.judge=other", "answer win package"),
+        ("win_rate.num_prompts=8 win_rate.judge=other judge_url=http://localhost", "answer win package"),
         ("report_to=[]", ""),
     ],
 )
 def test_what_a_field_makes_anew(word: str, changed: str) -> None:
-    before, after = keys(), keys(word)
+    before, after = keys(), keys(*word.split())
     assert {name for name in before if before[name] != after[name]} == set(changed.split())
+
+
+def test_who_judges_makes_no_answer_anew() -> None:
+    before, after = (keys("win_rate.num_prompts=8", *more) for more in ((), ("win_rate.judge=other",)))
+    assert {name for name in before if before[name] != after[name]} == {"win", "package"}
+
+
+def test_the_adapter_decides_only_what_the_trained_model_answers() -> None:
+    trained = {"trained": ArtifactRef(uri="x", sha256="1" * 64, kind="k", size=1)}
+    one, other = (AnswerPreferences(config(word), HARDWARE) for word in ("peft.lora_r=4", "peft.lora_r=8"))
+    assert one.key({}) == other.key({})
+    assert one.key(trained) != other.key(trained)
 
 
 @pytest.fixture
@@ -123,11 +144,24 @@ def test_a_checkpoint_that_was_trained_against_another_reference_is_refused(
         (["dataset=NOWHERE.jsonl"], "dataset: .*NOWHERE"),
         (["dataset=ROWS"], r"no preference format has them"),
         (["dataset=s3://user:word@bucket/x.jsonl"], "it holds a secret"),
+        (["num_prompts=4", "win_rate.judge=./nowhere"], "^win_rate.judge: ./nowhere: there is no such file or folder$"),
+        (["num_prompts=4", "win_rate.judge=EMPTY"], "^win_rate.judge: .*: no config.json there"),
+        (["num_prompts=4", "win_rate.judge=s3://user:word@bucket/x"], "win_rate.judge: .*: it holds a secret"),
+        (["num_prompts=4", "data.eval_split=0"], "win_rate.num_prompts: data.eval_split is 0"),
+        (["num_prompts=4", "win_rate.judge=EMPTY", "judge_renderer=unheard"], "win_rate.judge_renderer: 'unheard'"),
+        (
+            ["num_prompts=4", "judge=EMPTY", "judge_url=http://localhost", "judge_api_key_env=NO_SUCH_KEY"],
+            "win_rate.judge_api_key_env: the environment variable NO_SUCH_KEY is not set",
+        ),
+        (["win_rate.judge=smollm2-135m-instruct"], "num_prompts: must be 1 or more where a judge is named"),
+        (["num_prompts=4", "judge_url=http://localhost"], "judge: a server's model needs the folder or hub id"),
     ],
 )
 def test_what_is_wrong_is_found_before_anything_is_run(words: list[str], text: str, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"messages": []}\n')
+    (tmp_path / "empty").mkdir()
     named = [word.replace("ROWS", str(tmp_path / "rows.jsonl")) for word in words]
+    named = [word.replace("EMPTY", str(tmp_path / "empty")) for word in named]
     with pytest.raises(ConfigError, match=text):
         preflight.check(config(*named, f"cache_dir={tmp_path}", f"output_dir={tmp_path}"))
 

@@ -17,13 +17,30 @@ from crucible_train.stages.package import Package
 from crucible_train.stages.prepare_data import PrepareData
 from crucible_train.stages.prepare_model import PrepareModel
 from crucible_train.stages.render import Render
+from crucible_train.stages.sft_answers import AnswerRows
 from crucible_train.stages.train import Train
+from crucible_train.stages.win_rate import CompareAnswers
 from crucible_train.types import ArtifactRef, Hardware
 
 HARDWARE = Hardware("cpu", "float32", 1, "CPU")
-CLASSES = (PrepareModel, PrepareData, NoteDate, Render, Evaluate, Train, Package)
+CLASSES = (PrepareModel, PrepareData, NoteDate, Render, Evaluate, Train, AnswerRows, CompareAnswers, Package)
 LEAVES = tree_of(SFTConfig).leaves
 SOURCE_DIGEST = base.source_digest
+OTHER: Mapping[str, Any] = {
+    "eval.greater_is_better": True,
+    "checkpoint.resume_from_checkpoint": "never",  # a path decides, and has a test of its own
+    "win_rate.judge_url": "http://localhost:1",
+    "win_rate.judge_api_key_env": "OTHER",
+}
+_JUDGED = {"win_rate.num_prompts": 9, "win_rate.judge": "named"}
+# what must stand beside a field that is another
+BESIDE: Mapping[str, Mapping[str, Any]] = {
+    "win_rate.judge": {"win_rate.num_prompts": 9},
+    "win_rate.judge_renderer": _JUDGED,
+    "win_rate.judge_url": _JUDGED,
+    "win_rate.judge_served_name": _JUDGED | {"win_rate.judge_url": "http://localhost"},
+    "win_rate.judge_api_key_env": _JUDGED | {"win_rate.judge_url": "http://localhost"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +58,8 @@ def _stages(config: SFTConfig, source: Path) -> list[Stage[SFTConfig]]:
         Render(config),
         Evaluate(config, HARDWARE),
         Train(config, HARDWARE, Path()),
+        AnswerRows(config, HARDWARE),
+        CompareAnswers(config, HARDWARE),
         Package(config, HARDWARE, Path("run")),
     ]
 
@@ -53,10 +72,8 @@ def _other(path: str, rows: Path) -> Any:  # noqa: C901 - a table of types
     """A valid value of the field that is not its default."""
     if path == "dataset":
         return str(rows)
-    if path == "eval.greater_is_better":
-        return True
-    if path == "checkpoint.resume_from_checkpoint":
-        return "never"  # a path decides, and has a test of its own
+    if path in OTHER:
+        return OTHER[path]
     leaf = LEAVES[path]
     for kind in members(leaf.annotation):
         if get_origin(kind) is Literal:
@@ -95,7 +112,8 @@ def _reads(stage: type[Stage[Any]], path: str) -> bool:
 
 @pytest.mark.parametrize("path", LEAVES)
 def test_a_field_changes_the_keys_of_the_stages_that_read_it_and_no_other(path: str, rows: Path) -> None:
-    before, after = _keys(SFTConfig(), rows), _keys(_with({path: _other(path, rows)}), rows)
+    beside = BESIDE.get(path, {})
+    before, after = _keys(_with(beside), rows), _keys(_with({**beside, path: _other(path, rows)}), rows)
     assert {name for name in before if before[name] != after[name]} == {
         stage.name for stage in CLASSES if _reads(stage, path)
     }
@@ -128,8 +146,10 @@ def test_how_answers_are_written_matters_to_training_only_where_it_writes_some(r
         ("data.max_length", {"render", "package"}),
         ("data.train_on", {"render", "package"}),
         ("data.format", {"prepare_data", "package"}),
-        ("seed", {"render", "evaluate", "train", "package"}),
-        ("eval.max_new_tokens", {"evaluate", "package"}),
+        ("seed", {"render", "evaluate", "train", "answer_rows", "win_rate", "package"}),
+        ("eval.max_new_tokens", {"evaluate", "answer_rows", "package"}),
+        ("win_rate.num_prompts", {"answer_rows", "package"}),
+        ("win_rate.judge", {"win_rate", "package"}),
         ("report_to", set()),
         ("cache_dir", set()),
     ],

@@ -9,12 +9,10 @@ Held-out prompts are answered once, so they are always judged beside the data's 
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Literal, Self
-
-from pydantic import ValidationError, model_validator
+from typing import Literal
 
 from crucible_train.config.base import option
-from crucible_train.config.server import ServerConfig
+from crucible_train.config.judge import JudgeConfig
 from crucible_train.errors import ConfigError, DataError
 from crucible_train.judges import Asked, Judgement, judged_alone, position_bias
 from crucible_train.ports import DatasetStore
@@ -27,38 +25,8 @@ from crucible_train.rl.prompts import Prompt, PromptSource
 from crucible_train.types import Message, TokensWithLogprobs
 
 
-class JudgeSource(PromptSource):
+class JudgeSource(JudgeConfig, PromptSource):
     """Where prompts come from, and which model judges."""
-
-    judge: str | None = option(
-        None, "folder or hub id of the preference model, or of its tokenizer; null: the model as it is before training"
-    )
-    judge_renderer: str = option("auto", "its chat format; auto takes its own")
-    judge_url: str | None = option(None, "address of an OpenAI-compatible server that judge is asked at; null: here")
-    judge_served_name: str = option("", "its name on that server; empty takes the only one")
-    judge_api_key_env: str = option("", "name of the environment variable that holds the server's key; empty: none")
-
-    @property
-    def judge_server(self) -> ServerConfig | None:
-        """Where the judge is asked, if not in this process."""
-        if self.judge_url is None:
-            return None
-        return ServerConfig(base_url=self.judge_url, model=self.judge_served_name, api_key_env=self.judge_api_key_env)
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.judge_url is not None and self.judge is None:
-            raise ValueError("judge: a server's model needs the folder or hub id of its tokenizer")
-        if self.judge_url is None and (self.judge_served_name or self.judge_api_key_env):
-            raise ValueError("judge_url: a served name or a key is of no use without it")
-        if self.judge is None and self.judge_renderer != "auto":
-            raise ValueError("judge_renderer: the model before training judges in data.renderer")
-        try:
-            self.judge_server  # noqa: B018 - refuses an address that is none, and a key in place of its variable
-        except ValidationError as error:
-            words = "; ".join(str(one["msg"]).removeprefix("Value error, ") for one in error.errors())
-            raise ValueError(f"judge_url: {words}") from None
-        return self
 
 
 class PreferenceOptions(JudgeSource):

@@ -43,6 +43,7 @@ class PackageDPO(Stage[DPOConfig]):
         "train",
         "engine",
         "eval",
+        "win_rate",
         "checkpoint",
     )
     code = ("report", "evaluation", "renderers", "config", "preference", "stages.chat_format")
@@ -83,8 +84,10 @@ def _write_evaluation(facts: DPOFacts, inputs: Mapping[str, Path], folder: Path)
         for side in ("before", "after")
         for line in (inputs[side] / RESULTS).read_text(encoding="utf-8").splitlines()
     ]
-    files.write_text(folder / RESULTS, "".join(lines))
+    matches = inputs["win_rate"] / RESULTS if "win_rate" in inputs else None
+    more = matches.read_text(encoding="utf-8") if matches is not None else ""
+    files.write_text(folder / RESULTS, "".join(lines) + more)
     sides = {side: files.read_json(inputs[side] / SUMMARY) for side in ("before", "after")}
-    files.write_json(
-        folder / SUMMARY, sides | {"compared": [asdict(row) | {"verdict": row.verdict} for row in facts.compared]}
-    )
+    compared = {"compared": [asdict(row) | {"verdict": row.verdict} for row in facts.compared]}
+    preferred = {} if facts.win_rate is None else {"win_rate": facts.win_rate.summary}
+    files.write_json(folder / SUMMARY, sides | compared | preferred)

@@ -24,6 +24,7 @@ from crucible_train.stages.chain import Chain
 from crucible_train.stages.chat_format import with_noted_date
 from crucible_train.stages.dpo import preflight, prepare_data
 from crucible_train.stages.dpo import render as rendering
+from crucible_train.stages.dpo.answers import AnswerPreferences
 from crucible_train.stages.dpo.evaluate import EvaluateDPO
 from crucible_train.stages.dpo.package import PackageDPO
 from crucible_train.stages.dpo.prepare_data import PreparePreferences
@@ -33,6 +34,7 @@ from crucible_train.stages.dpo.train import TrainDPO
 from crucible_train.stages.plan import bad_rows_of, duration, made, rounded, show_bad_rows, show_samples
 from crucible_train.stages.prepare_model import at_hand, description_of
 from crucible_train.stages.run_directory import run_id
+from crucible_train.stages.win_rate_plan import look_at_answers, look_for_judge, show_win_rate, written_at_once
 from crucible_train.types import Hardware
 
 _NUM_SHOWN = 1
@@ -82,13 +84,15 @@ def _show(config: DPOConfig, hardware: Hardware, folder: Path) -> Sequence[Mappi
     first = itertools.islice(pairs, _NUM_SHOWN)
     show_samples([side for one in first for _, side in one.sides], description)
     chain.show()
-    _show_cost(config, hardware, len(pairs), summary, description, chain.to_run)
+    num_prompts = len(AnswerPreferences(config, hardware).questions(inputs | {"rendered": rendered}))
+    _show_cost(config, hardware, (len(pairs), num_prompts), summary, description, chain.to_run)
     return bad_rows
 
 
 def _look(chain: Chain, config: DPOConfig, hardware: Hardware, source: Path | None) -> DPOConfig:
     """Follow the flow's chain as far as its outputs are known; the configuration with the date it writes."""
     chain.model(config, source)
+    look_for_judge(chain, config)
     chain.stage("prepare data", "conversations", PreparePreferences(config), ())
     if chain.has(["model", "conversations"]):
         config = with_noted_date(config, chain.refs)
@@ -101,10 +105,14 @@ def _look(chain: Chain, config: DPOConfig, hardware: Hardware, source: Path | No
     train = TrainDPO(config, hardware, Path())
     chain.stage("train", "trained", train, given)  # what was measured before is no part of its key
     chain.stage("evaluate after", "after", EvaluateDPO(config, hardware), [*given, "trained"])
+    more: list[str] = []
+    if config.win_rate.num_prompts:
+        read = ["model", "conversations", "rendered"]
+        more = look_at_answers(chain, config, hardware, AnswerPreferences(config, hardware), read)
     if chain.has(given):
         name = run_id(config, "dpo", config.dataset, train.key({key: chain.refs[key] for key in given}))
         package = PackageDPO(config, hardware, Path(name))
-        chain.stage("package", "package", package, [*given, "before", "trained", "after"])
+        chain.stage("package", "package", package, [*given, "before", "trained", "after", *more])
     else:
         chain.states.append(("package", "to run"))
     return config
@@ -113,16 +121,22 @@ def _look(chain: Chain, config: DPOConfig, hardware: Hardware, source: Path | No
 def _show_cost(
     config: DPOConfig,
     hardware: Hardware,
-    num_pairs: int,
+    sizes: tuple[int, int],
     summary: Mapping[str, Any],
     description: Path,
     to_run: Collection[str],
 ) -> None:
-    """Print steps, tokens, and the time and memory that the stages ``to_run`` should take."""
+    """Print steps, tokens, and the time and memory that the stages ``to_run`` should take.
+
+    ``sizes`` says how many preferences are trained on, and how many prompts are answered for the win rate.
+    """
+    num_pairs, num_prompts = sizes
     plan, train, held_out = plan_of(config, num_pairs), summary["train"], summary["validation"]
     num_tokens = round(train["num_tokens"] / max(1, num_pairs) * min(plan.batch_size, num_pairs) * plan.num_steps)
     mean_length = round(train["num_tokens"] / max(1, train["num_sequences"]))
-    found = wiring.estimate(description, config.peft, config.engine, hardware, mean_length, 1)
+    found = wiring.estimate(
+        description, config.peft, config.engine, hardware, mean_length, max(1, written_at_once(num_prompts))
+    )
     rate = peak_rate(config, found.hidden_size)
     schedule_of(config.train, plan.num_steps, rate)
     terminal.field(
@@ -130,6 +144,7 @@ def _show_cost(
         f"{plan.num_steps} steps of {plan.batch_size}, about {num_tokens:,} tokens, peak rate {rate:g}; "
         f"{found.num_trained_params / 1e6:,.1f} of {found.num_params / 1e6:,.1f} million weights",
     )
+    writing = show_win_rate(config, num_prompts, found, to_run) if num_prompts else None
     if not to_run:
         terminal.field("estimate", "nothing to do: all of it is cached")
         return
@@ -144,5 +159,7 @@ def _show_cost(
     terminal.field(
         "estimate",
         f"{duration(seconds)} of scoring, training and measuring, training at about "
-        f"{rounded(found.train_tokens_per_second):,} tokens/s; {found.peak_bytes / 2**30:.1f} GiB of memory",
+        f"{rounded(found.train_tokens_per_second):,} tokens/s"
+        + ("" if writing is None else f", up to {duration(writing)} of writing answers and the judge's time")
+        + f"; {found.peak_bytes / 2**30:.1f} GiB of memory",
     )

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from crucible_train.data.preferences import PREFERENCES
 from crucible_train.preference.measuring import FIGURES
 from crucible_train.recipes.dpo import DPOConfig
-from crucible_train.stages import preflight
+from crucible_train.stages import preflight, win_rate_preflight
 from crucible_train.stages.dpo.prepare_data import source_of
 
 STEP_METRICS = (
@@ -34,7 +34,8 @@ def check(config: DPOConfig) -> None:
 def _secrets(config: DPOConfig) -> Problems:
     fields = ("model", "dataset", "output_dir", "cache_dir")
     values: dict[str, object] = {field: getattr(config, field) for field in fields}
-    yield from preflight.secrets(values | {"data.eval_split": config.data.eval_split})
+    values |= {"data.eval_split": config.data.eval_split, "win_rate.judge": config.win_rate.judge}
+    yield from preflight.secrets(values)
 
 
 def _watched_metric(config: DPOConfig) -> Problems:
@@ -51,6 +52,7 @@ def _data(config: DPOConfig) -> Problems:
     yield from preflight.first_row("dataset", source_of(config.dataset), columns, table)
     if isinstance(config.data.eval_split, str):
         yield from preflight.first_row("data.eval_split", config.data.eval_split, columns, table)
+    yield from win_rate_preflight.prompts(config.win_rate, config.data.eval_split)
     if config.data.format == "labelled" and not config.preference.takes_unpaired:
         yield (
             f"preference.loss_type: {config.preference.loss_type} compares two completions, and labelled rows have "
@@ -66,5 +68,6 @@ _CHECKS = (
     preflight.checkpoint,
     preflight.model,
     _data,
+    win_rate_preflight.judge,
     preflight.device,
 )

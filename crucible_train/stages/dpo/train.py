@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from crucible_train import files, terminal, wiring
+from crucible_train.config.sections import ANSWER_FIELDS
 from crucible_train.data.rendering import TRAIN, VALIDATION
 from crucible_train.loop.run import TrainingRun
 from crucible_train.loop.training import TrainingResult
 from crucible_train.ports import MetricsLogger, TrainingClient
+from crucible_train.preference.config import DPOEvalConfig
 from crucible_train.preference.measuring import measure, preference_metrics, write_measured
 from crucible_train.recipes.dpo import DPOConfig, peak_rate, plan_of, train
 from crucible_train.renderers.record import RECORD_FILE
@@ -32,7 +34,7 @@ class TrainDPO(Stage[DPOConfig]):
         "peft",
         "preference",
         "train",
-        "eval",
+        *(f"eval.{name}" for name in DPOEvalConfig.model_fields if name not in ANSWER_FIELDS),
         "engine.micro_batch_tokens",
         "engine.activation_checkpointing",
         "checkpoint.load_best_model_at_end",

@@ -15,7 +15,7 @@ from crucible_train.rl.environments import Identified, problems, read_options
 from crucible_train.rl.environments.preference import JudgeSource
 from crucible_train.rl.problem_set import ProblemSet
 from crucible_train.stages.chat_format import renderer_spec
-from crucible_train.stages.rl.judging import OpenedJudge, judge_identity
+from crucible_train.stages.judging import OpenedJudge, judge_identity, tell_bias
 from crucible_train.types import Hardware
 
 PROBLEM_FIELDS = ("seed", "env", "data.renderer", "data.renderer_options")
@@ -30,10 +30,11 @@ PROBLEM_CODE = (
     "data",
     "sandbox",
     "adapters.row_store",
+    "config.judge",
     "config.sections",
     "config.server",
     "stages.chat_format",
-    "stages.rl.judging",
+    "stages.judging",
 )
 """What makes problems and judges answers."""
 PROBLEM_LIBRARIES = ("numpy", "tokenizers", "jinja2", "pyarrow")
@@ -66,6 +67,7 @@ async def judge_of(
         return
     async with OpenedJudge(options, own, engine, hardware) as judge:
         yield judge
+    tell_bias(judge.seen)
 
 
 def problem_set(config: RLConfig, model_dir: Path, tokenizer: Tokenizer, judge: Asked | None = None) -> ProblemSet:

@@ -1,14 +1,16 @@
 """The judge of a run: a preference model in this process or behind a server, loaded when it is first asked."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from crucible_train import terminal, wiring
+from crucible_train.config.judge import JudgeConfig
 from crucible_train.config.sections import EngineConfig, PeftConfig
-from crucible_train.errors import ConfigError
+from crucible_train.errors import ConfigError, ModelError
 from crucible_train.judges import (
     SCALAR_HEAD,
     ComparisonRenderer,
@@ -21,15 +23,14 @@ from crucible_train.judges import (
 )
 from crucible_train.ports import TrainingClient
 from crucible_train.renderers import FastTokenizer, Renderer, renderer_for
-from crucible_train.rl.environments.preference import JudgeSource
 from crucible_train.stages.base import in_thread
-from crucible_train.stages.prepare_model import external, locate
-from crucible_train.types import Hardware, Message
+from crucible_train.stages.prepare_model import at_hand, external, locate
+from crucible_train.types import ArtifactRef, Hardware, Message
 
 _TOKENIZER_FILES = ("*.json", "*.jinja", "*.xz")
 
 
-def judge_identity(options: JudgeSource) -> str:
+def judge_identity(options: JudgeConfig) -> str:
     """What decides what the judge says: its files' digest; of a server all that can be known, its address and name.
 
     The model before training is told apart by the stage's input.
@@ -45,21 +46,84 @@ def judge_identity(options: JudgeSource) -> str:
     return digest if server is None else f"{digest} {server.base_url} {server.model}"
 
 
+def served_judge(options: JudgeConfig) -> ArtifactRef:
+    """What there is here of a judge behind a server: its tokenizer and configuration.
+
+    Raises:
+        ModelError: there are none.
+    """
+    return external(_folder_of(options))
+
+
+def judge_in_words(options: JudgeConfig) -> str:
+    """Who judges, for people."""
+    if options.judge is None:
+        return "the model before training"
+    if options.judge_url is None:
+        return options.judge
+    return f"{options.judge_served_name or options.judge} at {options.judge_url}"
+
+
+def judge_at_hand(options: JudgeConfig) -> Path | None:
+    """The file or folder of a judge that is named, if it is on this machine; nothing is fetched.
+
+    Raises:
+        ModelError: there is no such file or folder.
+    """
+    name = str(options.judge)
+    if options.judge_url is None:
+        return at_hand(name)
+    path = Path(name).expanduser()
+    return path if path.is_dir() else wiring.downloaded_model(name)
+
+
+def check_judge(options: JudgeConfig, folder: Path) -> None:
+    """See that a named judge whose files lie in ``folder`` can be asked: it has a chat format, and words for a verdict.
+
+    Raises:
+        ConfigError: it cannot.
+        ModelError: it has no tokenizer.
+    """
+    renderer = _renderer(options, folder)
+    if not (folder / SCALAR_HEAD).is_file():
+        ComparisonRenderer(renderer)
+
+
+@contextmanager
+def judge_field(field: str) -> Iterator[None]:
+    """Have what is wrong with a judge's model stand under the field that names it.
+
+    Raises:
+        ModelError: what is raised within.
+    """
+    try:
+        yield
+    except ModelError as error:
+        raise ModelError(str(error).replace("model:", f"{field}:", 1)) from error
+
+
 class OpenedJudge:
-    """A ``Judge`` that is loaded when it is first asked, and tells at its end how far it heeded the order.
+    """A ``Judge`` that is loaded when it is first asked, and knows how far it heeded the order.
 
     Args:
         options: which model judges.
         own: the folder and the chat format of the model before training, which judges where no other is named.
         engine: how it is computed here.
         hardware: where.
+        folder: where the files of a judge that is named lie; None finds them by its name.
     """
 
     def __init__(
-        self, options: JudgeSource, own: tuple[Path, Renderer], engine: EngineConfig, hardware: Hardware
+        self,
+        options: JudgeConfig,
+        own: tuple[Path, Renderer],
+        engine: EngineConfig,
+        hardware: Hardware,
+        folder: Path | None = None,
     ) -> None:
         """Load nothing yet."""
         self._options, self._own, self._engine, self._hardware = options, own, engine, hardware
+        self._folder = folder
         self._opening = asyncio.Lock()
         self._judge: Judge | None = None
         self._client: TrainingClient | None = None
@@ -75,12 +139,11 @@ class OpenedJudge:
         """Free the model."""
         if self._client is not None:
             await self._client.close()
-        if self._seen.num:
-            terminal.field(
-                "judge",
-                f"{self._seen.num} pairs in both orders: position bias {self._seen.bias:.3f}, the verdict flips with "
-                f"the order in {self._seen.flip_share:.0%}",
-            )
+
+    @property
+    def seen(self) -> PositionBias:
+        """How far it has heeded the order so far."""
+        return self._seen
 
     async def compare(self, prompt: Sequence[Message], a: Message, b: Message) -> float:
         """The score of ``a`` beside ``b``."""
@@ -97,7 +160,7 @@ class OpenedJudge:
         return found
 
     async def _open(self) -> Judge:
-        folder, renderer = self._own if self._options.judge is None else _named(self._options)
+        folder, renderer = self._own if self._options.judge is None else self._named()
         server = self._options.judge_server
         if server is not None:
             client = wiring.sampling_client(server, renderer.tokenizer, _tell)
@@ -120,16 +183,19 @@ class OpenedJudge:
         self._client = await in_thread(load)
         return LabelJudge(self._client.sampling_client(), comparing)
 
+    def _named(self) -> tuple[Path, Renderer]:
+        """The folder and the chat format of a judge that is named."""
+        folder = self._folder or _folder_of(self._options)
+        return folder, _renderer(self._options, folder)
 
-def _named(options: JudgeSource) -> tuple[Path, Renderer]:
-    """The folder and the chat format of a judge that is named."""
-    folder = _folder_of(options)
+
+def _renderer(options: JudgeConfig, folder: Path) -> Renderer:
+    """The chat format of a judge that is named."""
     wanted = None if options.judge_renderer == "auto" else options.judge_renderer
-    _, renderer = renderer_for(str(options.judge), folder, wanted, FastTokenizer.from_folder(folder), {})
-    return folder, renderer
+    return renderer_for(str(options.judge), folder, wanted, FastTokenizer.from_folder(folder), {})[1]
 
 
-def _folder_of(options: JudgeSource) -> Path:
+def _folder_of(options: JudgeConfig) -> Path:
     """Where the judge's files lie; of a server's model only its tokenizer and configuration."""
     name = str(options.judge)
     path = Path(name).expanduser()
@@ -139,6 +205,16 @@ def _folder_of(options: JudgeSource) -> Path:
     if not found.is_dir():
         raise ConfigError(f"env.options.judge: {name}: a folder or hub id of a transformers model is needed")
     return found
+
+
+def tell_bias(seen: PositionBias) -> None:
+    """Say how far a judge heeded the order; nothing where it was not asked."""
+    if seen.num:
+        terminal.field(
+            "judge",
+            f"{seen.num} pairs in both orders: position bias {seen.bias:.3f}, the verdict flips with the order in "
+            f"{seen.flip_share:.0%}",
+        )
 
 
 def _tell(line: str) -> None:
