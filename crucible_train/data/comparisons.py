@@ -39,8 +39,6 @@ def read_comparison(row: Row) -> Comparison:
     """
     prompt, first, second, label = read_sides(row)
     a, b = (_answer(name, side) for name, side in (("A", first), ("B", second)))
-    if not prompt:
-        raise DataError("prompt: there is nothing to answer")
     check_roles((*prompt, a))
     if a == b and label != "Tie":
         raise SetAside(Reason.EQUAL_SIDES, f"label is {label}, and both answers are the same")

@@ -78,7 +78,7 @@ def test_columns_may_have_other_names(prepared: Callable[..., Any]) -> None:
             "not_a_conversation",
             "two assistant messages in a row",
         ),
-        (GOOD | {"prompt": []}, "not_a_conversation", "nothing to answer"),
+        (GOOD | {"prompt": []}, "not_a_conversation", "the conversation has no messages"),
     ],
 )
 def test_what_is_no_comparison_is_set_aside(
