@@ -2,21 +2,22 @@
 
 import asyncio
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from crucible_train import wiring
 from crucible_train.config.command import parse_command
 from crucible_train.config.sections import EngineConfig, PeftConfig
 from crucible_train.judges import (
     SCALAR_HEAD,
-    ComparisonRenderer,
+    Judge,
     Judgement,
-    LabelJudge,
     RewardJudge,
     position_bias,
 )
@@ -24,7 +25,9 @@ from crucible_train.recipes.dpo import DPOConfig
 from crucible_train.recipes.rl import RLConfig
 from crucible_train.recipes.sft import SFTConfig
 from crucible_train.renderers import renderer_for
+from crucible_train.rl.config import EnvConfig
 from crucible_train.stages.dpo.plan import show_plan
+from crucible_train.stages.rl.problems import judge_of
 from crucible_train.types import Hardware, Message
 
 HERE = Hardware("cpu", "float32", 1)
@@ -78,7 +81,7 @@ def rewards_of(folder: Path, rows: Sequence[dict[str, Any]]) -> list[tuple[float
 def compared(draw: np.random.Generator) -> dict[str, Any]:
     """An answer is good or bad; two that are alike tie."""
     a, b = draw.integers(0, 2, 2)
-    words = ("bad", "good")
+    words = ("bad bad bad bad", "good good good good")
     return {
         "prompt": f"say {draw.integers(0, 100)}",
         "answer_a": words[a],
@@ -87,23 +90,31 @@ def compared(draw: np.random.Generator) -> dict[str, Any]:
     }
 
 
-def labels_of(folder: Path, rows: Sequence[dict[str, Any]]) -> list[Judgement]:
-    """What the model of a folder says of each comparison."""
+def labels_of(folder: Path, rows: Sequence[dict[str, Any]], prompts: Path) -> list[Judgement]:
+    """What the model of a folder says of each comparison, opened as reinforcement learning opens it."""
 
     async def judge() -> list[Judgement]:
         _, renderer = renderer_for(str(folder), folder, None, wiring.tokenizer(folder), {})
-        client = wiring.training_client(
-            folder, PeftConfig(use_peft=False), EngineConfig(), HERE, folder / "unused", name="judge", seed=7
-        )
-        try:
-            asked = LabelJudge(client.sampling_client(), ComparisonRenderer(renderer))
-            pairs = [[Message("assistant", row[side]) for side in ("answer_a", "answer_b")] for row in rows]
-            prompts = [[Message("user", row["prompt"])] for row in rows]
-            return [(await asked.judge(*one))[0] for one in zip(prompts, [[(a, b)] for a, b in pairs], strict=True)]
-        finally:
-            await client.close()
+        env = EnvConfig(name="preference", options={"dataset": str(prompts), "judge": str(folder)})
+        async with judge_of(env, (folder, renderer), EngineConfig(), HERE) as opened:
+            assert isinstance(opened, Judge)
+            pairs = [tuple(Message("assistant", row[side]) for side in ("answer_a", "answer_b")) for row in rows]
+            return [
+                found
+                for row, pair in zip(rows, pairs, strict=True)
+                for found in await opened.judge([Message("user", row["prompt"])], [pair])  # type: ignore[list-item]
+            ]
 
     return asyncio.run(judge())
+
+
+def louder(model: Path, folder: Path) -> Path:
+    """The tiny model with larger weights, so that it soon heeds what it reads."""
+    shutil.copytree(model, folder)
+    weights = load_file(folder / "model.safetensors")
+    loud = {name: weight * (6 if weight.ndim > 1 else 1) for name, weight in weights.items()}
+    save_file(loud, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
 
 
 @pytest.mark.parametrize("use_peft", ["true", "false"], ids=["lora", "full"])
@@ -115,7 +126,10 @@ def test_a_reward_model_is_trained_packaged_and_judges(
     capsys: pytest.CaptureFixture[str],
     use_peft: str,
 ) -> None:
-    """Held-out accuracy rises to above 0.9, and the packaged folder gives the rewards that were measured."""
+    """Held-out accuracy rises to above 0.9, and the packaged folder gives the rewards that were measured.
+
+    Where an adapter was trained, reinforcement learning is then judged by it; else the run is found again.
+    """
     rows = [{"prompt": f"What is {i} + 1?", "chosen": f"It is {i + 1}.", "rejected": f"No, {i}!"} for i in range(32)]
     data, held_out = write_rows(tmp_path / "pairs.jsonl", rows[8:]), write_rows(tmp_path / "held_out.jsonl", rows[:8])
     given = (
@@ -143,11 +157,12 @@ def test_a_reward_model_is_trained_packaged_and_judges(
     assert np.array(found) == pytest.approx(np.array(expected), abs=1e-4)
     assert np.argsort(np.array(found).ravel()).tolist() == np.argsort(np.array(expected).ravel()).tolist()
 
-    assert {state for _, state in run_flow(config).tasks} == {"Cached"}
-    capsys.readouterr()
-    show_plan(config)
-    assert "nothing to do: all of it is cached" in capsys.readouterr().out
-
+    if use_peft == "false":
+        assert {state for _, state in run_flow(config).tasks} == {"Cached"}
+        capsys.readouterr()
+        show_plan(config)
+        assert "nothing to do: all of it is cached" in capsys.readouterr().out
+        return
     logged = run_rl(folder)
     assert [record["step"] for record in logged] == [0, 1, 2]
     assert all(-1 <= record["eval/preferred"] <= 1 for record in (logged[0], logged[2]))
@@ -155,23 +170,38 @@ def test_a_reward_model_is_trained_packaged_and_judges(
 
 
 def test_a_label_judge_is_trained_and_judges(
-    run_flow: Callable[..., Any], run_rl: Callable[[Path], list[dict[str, Any]]], tiny_model: Path, tmp_path: Path
+    run_flow: Callable[..., Any], tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Comparisons, ties among them, are learnt in both orders: no verdict flips, and nothing is bias."""
+    """Comparisons, ties among them, are learnt in both orders: no verdict flips, and a line tells the bias."""
     draw = np.random.default_rng(0)
     data = write_rows(tmp_path / "comparisons.jsonl", [compared(draw) for _ in range(240)])
     words = (
-        *(f"model={tiny_model}", f"dataset={data}", "data.eval_split=0.1", "run_name=label", "eval.num_samples=0"),
-        *("peft.use_peft=false", "train.learning_rate=1e-2", "train.max_steps=200"),
+        *(f"model={louder(tiny_model, tmp_path / 'loud')}", f"dataset={data}", "run_name=label"),
+        *("peft.use_peft=false", "train.learning_rate=1e-2", "train.max_steps=250"),
+        *("eval.num_samples=0", "eval.eval_steps=0", "checkpoint.save_steps=0"),
     )
     done = run_flow(parse_command(SFTConfig, [*words, *SHARED], "sft").config)
     assert "240 rows, comparison (prompt, answer_a, answer_b, label)" in done.printed
     (run_dir,) = (tmp_path / "runs").glob("label-*")
+    assert "This is a judge" in (run_dir / "model" / "README.md").read_text()
     rows = [compared(draw) for _ in range(24)]
-    judgements = labels_of(run_dir / "model", rows)
-    assert [found.verdict for found in judgements] == [row["label"] for row in rows]
+    judgements = labels_of(run_dir / "model", rows, data)
+    assert {row["label"] for row in rows} == {"A", "B", "Tie"}
+    assert [(found.first.verdict, found.verdict) for found in judgements] == [(row["label"],) * 2 for row in rows]
     bias = position_bias(judgements)
     assert bias.flip_share == 0
     assert abs(bias.bias) < 0.1
-    logged = run_rl(run_dir / "model")
-    assert all(-1 <= record["eval/preferred"] <= 1 for record in (logged[0], logged[2]))
+    assert "24 pairs in both orders: position bias" in capsys.readouterr().out
+
+
+def test_a_label_judge_trained_by_an_adapter_is_published_whole(
+    run_flow: Callable[..., Any], tiny_model: Path, tmp_path: Path
+) -> None:
+    draw = np.random.default_rng(0)
+    data = write_rows(tmp_path / "comparisons.jsonl", [compared(draw) for _ in range(16)])
+    words = (f"model={tiny_model}", f"dataset={data}", "run_name=label", "train.max_steps=1", "eval.num_samples=0")
+    run_flow(parse_command(SFTConfig, [*words, *SHARED], "sft").config)
+    (run_dir,) = (tmp_path / "runs").glob("label-*")
+    assert not (run_dir / "model" / "adapter_config.json").exists()
+    (found,) = labels_of(run_dir / "model", [compared(draw)], data)
+    assert 0 < found.first.tie < 1
