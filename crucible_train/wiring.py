@@ -30,7 +30,7 @@ from crucible_train.ports import (
     Tokenizer,
     TrainingClient,
 )
-from crucible_train.types import Datum, Estimate, Hardware, PreferenceLoss
+from crucible_train.types import AnyPreferenceLoss, Datum, Estimate, Hardware
 
 if TYPE_CHECKING:
     from crucible_train.adapters.torch_local.backend import EngineSettings
@@ -243,9 +243,9 @@ def estimate(
 
 
 def losses_by_preference(
-    loss: PreferenceLoss, datums: Sequence[Datum], logprobs: Sequence[npt.NDArray[np.float32]]
+    loss: AnyPreferenceLoss, datums: Sequence[Datum], logprobs: Sequence[npt.NDArray[np.float32]]
 ) -> npt.NDArray[np.float64]:
-    """The loss of each preference, from log-probabilities that are known."""
+    """The loss of each preference, from log-probabilities or rewards that are known."""
     from crucible_train.losses.by_preference import losses_by_preference as found
 
     return found(loss, datums, logprobs)

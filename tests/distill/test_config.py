@@ -12,7 +12,8 @@ from crucible_train.recipes.distill import DistillConfig
 from crucible_train.renderers import FastTokenizer, get_renderer
 from crucible_train.rl.environments import problems
 from crucible_train.stages.distill.preflight import check
-from crucible_train.stages.distill.teachers import ADAPTER_CONFIG, check_tags, peft_of
+from crucible_train.stages.distill.teachers import check_tags, peft_of
+from crucible_train.stages.publishing import ADAPTER_CONFIG
 from crucible_train.types import Message
 
 HARD = {"objective": "cross_entropy", "student_share": 0.0}
