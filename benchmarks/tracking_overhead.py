@@ -50,12 +50,13 @@ MODEL = {
 }
 NUM_ROWS = 512
 _DISK_KIB = 2048
-_START_S = 60.0
+_START_S = 180.0
 Environment = Mapping[str, str]
 
 
 def main() -> None:
     arguments = _arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server does not outlive it
     with tempfile.TemporaryDirectory(prefix="tracking-overhead-") as name, ExitStack() as closing:
         folder = Path(name)
         workload = _prepared(folder, arguments)
