@@ -99,7 +99,7 @@ class MlflowLogger(QuietLogger):
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Record numbers of one step."""
-        self._steps.add({_key(name): value for name, value in metrics.items()}, step)
+        self._steps.add({_metric(name): value for name, value in metrics.items()}, step)
         if len(self._steps) >= 2 * _MAX_METRICS:
             self._send(self._steps.waiting()[:-1])  # the newest may not be complete
 
@@ -233,6 +233,11 @@ def _chunks(values: Sequence[T], size: int) -> list[Sequence[T]]:
 def _key(name: str) -> str:
     """A name with only the characters that every MLflow store takes."""
     return _NOT_IN_NAMES.sub("_", name)[:_MAX_KEY].strip() or "_"
+
+
+def _metric(name: str) -> str:
+    """The name of a metric, told from every other: a character that not every store takes stands as its number."""
+    return _key(_NOT_IN_NAMES.sub(lambda found: f"_{ord(found[0]):02x}", name))
 
 
 def _cut(text: str, length: int) -> str:

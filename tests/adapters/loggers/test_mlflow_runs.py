@@ -68,6 +68,17 @@ def test_a_run_is_found_again_and_every_step_is_there_once(store, run_info, requ
     assert opened.url == (page if is_server else store)
 
 
+def test_metrics_whose_names_mlflow_does_not_take_are_all_there(store, run_info, request):
+    run = run_info(project=project(request))
+    logger = MlflowLogger()
+    logger.start(run)
+    logger.log_metrics({f"reward/mean_arithmetic/{sign}": float(n) for n, sign in enumerate("+*-")}, 1)
+    logger.finish("done")
+    (found,) = runs(store, run.project)
+    for n, name in enumerate(("_2b", "_2a", "-")):
+        assert history(store, found.info.run_id, f"reward/mean_arithmetic/{name}") == [(1, float(n))]
+
+
 def test_two_runs_side_by_side_do_not_meet(store, run_info, request):
     names = [project(request)] * 2
     infos = [
