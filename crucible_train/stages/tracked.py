@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from crucible_train import files, wiring
-from crucible_train.config.redaction import hide_secrets, redacted
+from crucible_train.config.redaction import hide_in_remark, hide_secrets, redacted
 from crucible_train.config.run_config import RunConfig
 from crucible_train.data.preparation import SUMMARY
 from crucible_train.errors import ArtifactError, Interrupted
@@ -67,11 +67,11 @@ def run_info(config: RunConfig, run_dir: Path, num_steps: int, first_step: int) 
         redacted(config),
         num_steps,
         first_step,
-        name=hide_secrets(given.name or run_dir.name),
-        project=given.project,
-        group=given.group or "",
-        tags=tuple(hide_secrets(tag) for tag in given.tags),
-        notes=hide_secrets(given.notes),
+        name=hide_in_remark(given.name or run_dir.name),
+        project=hide_in_remark(given.project),
+        group=hide_in_remark(given.group or ""),
+        tags=tuple(hide_in_remark(tag) for tag in given.tags),
+        notes=hide_in_remark(given.notes),
     )
 
 
@@ -100,11 +100,11 @@ def note_results(run_dir: Path, artifacts: str) -> None:
     record, config = files.read_json(run_dir / RECORD) or {}, files.read_json(run_dir / CONFIG) or {}
     journal.add("hparams", values=settings(config))
     num_steps = max(last_step(run_dir), 0)
-    summary = files.read_json(run_dir / EVALUATION / "summary.json") or {}
-    preferred = summary.get("win_rate", {}).get("metrics")
+    measured = files.read_json(run_dir / EVALUATION / "summary.json") or {}
+    preferred = measured.get("win_rate", {}).get("metrics")
     if preferred:
         journal.add("metrics", values=preferred, step=num_steps)
-    compared = summary.get("compared", [])
+    compared = measured.get("compared", [])
     if compared:
         journal.add(
             "table", name="eval/before_after", columns=_COLUMNS, rows=[_row(one) for one in compared], step=num_steps
@@ -112,8 +112,14 @@ def note_results(run_dir: Path, artifacts: str) -> None:
     for picture in sorted(run_dir.glob("*.png")):
         journal.add_image(f"report/{picture.stem}", picture, num_steps)
     refs = {name: ArtifactRef.model_validate(ref) for name, ref in record.get("artifacts", {}).items()}
-    for one in (*_inputs(config, refs), *_outputs(run_dir, refs, artifacts)):
+    problems = measured.get("before", {}).get("problems", {})
+    used, made = [*_inputs(config, refs), *_problems(problems)], list(_outputs(run_dir, refs, artifacts))
+    for one in (*used, *made):
         journal.add_artifact(one)
+    places = {ref.sha256: hide_secrets(ref.uri) for ref in refs.values()}
+    for one in (*used, *made):
+        if one.digest in places:
+            journal.add("link", name=f"{'input' if one.is_input else 'output'}/{one.name}", url=places[one.digest])
 
 
 def described(run_dir: Path) -> TrackedRun:
@@ -149,6 +155,16 @@ def _inputs(config: Mapping[str, Any], refs: Mapping[str, ArtifactRef]) -> Itera
             yield LoggedArtifact(source, "dataset", is_input=True, digest=ref.sha256, facts=_counts(config, ref))
         elif name in ("model", "judge") or name.startswith("teacher"):
             yield LoggedArtifact(name, "model", is_input=True, digest=ref.sha256, facts={"size": ref.size})
+
+
+def _problems(told: Mapping[str, Any]) -> Iterator[LoggedArtifact]:
+    """The problems of a run that has no rows of its own, and the data sets that they were read from."""
+    if told:
+        counts = {name: value for name, value in told.items() if name.startswith("num_")}
+        yield LoggedArtifact(told["name"], "dataset", is_input=True, digest=told["sha256"], facts=counts)
+    for one in told.get("read", ()):
+        size = {"size": one["num_bytes"]}
+        yield LoggedArtifact(one["name"], "dataset", is_input=True, digest=one["sha256"], facts=size)
 
 
 def _counts(config: Mapping[str, Any], ref: ArtifactRef) -> dict[str, Cell]:

@@ -22,15 +22,6 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def tracker(monkeypatch: pytest.MonkeyPatch) -> Any:
-    server = TrackingServer()
-    server.start()
-    monkeypatch.setenv("HTTP_TRACKER_URL", server.url)
-    yield server
-    server.stop()
-
-
-@pytest.fixture
 def place(finished: Any, tmp_path: Path) -> Any:
     """The finished run's cache without its training."""
     return finished[0].copy(tmp_path, "train", "package")

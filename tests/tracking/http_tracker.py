@@ -89,6 +89,11 @@ def answer(handler: BaseHTTPRequestHandler, status: int, body: Any = None, **hea
     handler.wfile.write(text)
 
 
+def _told(artifact: Any) -> dict[str, Any]:
+    told = {name: getattr(artifact, name) for name in ("name", "digest", "is_input", "facts")}
+    return {"kind": "artifact", "of": artifact.kind, **told}
+
+
 class HttpTracker(QuietLogger):
     """The client: batches steps, one request a flush. Where the server is it learns from HTTP_TRACKER_URL."""
 
@@ -114,7 +119,10 @@ class HttpTracker(QuietLogger):
         self._ask("/event", event={"kind": "table", "name": name, "rows": rows, "step": step})
 
     def log_artifact(self, artifact: Any) -> None:
-        self._ask("/event", event={"kind": "artifact", "name": artifact.name, "digest": artifact.digest})
+        self._ask("/event", event=_told(artifact))
+
+    def link(self, name: str, url: str) -> None:
+        self._ask("/event", event={"kind": "link", "name": f"link/{name}", "url": url})
 
     def flush(self) -> None:
         if self._steps:

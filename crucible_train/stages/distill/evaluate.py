@@ -21,7 +21,7 @@ from crucible_train.stages.distill.teachers import Classroom, classroom
 from crucible_train.stages.publishing import open_client
 from crucible_train.stages.rl import evaluate
 from crucible_train.stages.rl.evaluate import RESULTS, SUMMARY, tell_failure
-from crucible_train.stages.rl.problems import PROBLEM_CODE, PROBLEM_FIELDS, PROBLEM_LIBRARIES
+from crucible_train.stages.rl.problems import PROBLEM_CODE, PROBLEM_FIELDS, PROBLEM_LIBRARIES, described
 from crucible_train.stages.train import hardware_identity
 from crucible_train.types import ArtifactRef, Hardware
 
@@ -40,6 +40,7 @@ class EvaluateDistill(Stage[DistillConfig]):
         "stages.distill.teachers",
         "stages.publishing",
         "stages.rl.evaluate",
+        "stages.rl.problems",
         "adapters.openai_compatible",
         "adapters.torch_local",
     )
@@ -62,8 +63,9 @@ class EvaluateDistill(Stage[DistillConfig]):
         try:
             async with classroom(config, client, inputs, self._hardware, folder / "unused") as room:
                 sampler = client.sampling_client()
-                held_out = room.student.problems.held_out
-                played = await play_held_out(sampler, held_out, measured_as(config), config.seed, tell_failure)
+                problems = room.student.problems
+                about = described(RLConfig(env=config.env, seed=config.seed), problems)
+                played = await play_held_out(sampler, problems.held_out, measured_as(config), config.seed, tell_failure)
                 rows = [one.to_json() for one in played]
                 if config.eval.measure_kl:
                     divergences = await held_out_divergences(config, room, sampler)
@@ -71,7 +73,8 @@ class EvaluateDistill(Stage[DistillConfig]):
         finally:
             await client.close()
         files.write_text(folder / RESULTS, "".join(json.dumps(row) + "\n" for row in rows))
-        files.write_json(folder / SUMMARY, {"metrics": distill_metrics(rows), "num_problems": len(rows)})
+        summary = {"metrics": distill_metrics(rows), "num_problems": len(rows), "problems": about}
+        files.write_json(folder / SUMMARY, summary)
 
 
 def measured_as(config: DistillConfig, temperature: float | None = None) -> RolloutConfig:

@@ -11,7 +11,14 @@ from crucible_train.rl.held_out import held_out_metrics, play_held_out
 from crucible_train.rl.rollout_config import RolloutConfig
 from crucible_train.stages.base import Stage
 from crucible_train.stages.publishing import open_client
-from crucible_train.stages.rl.problems import PROBLEM_CODE, PROBLEM_FIELDS, PROBLEM_LIBRARIES, opened, sources
+from crucible_train.stages.rl.problems import (
+    PROBLEM_CODE,
+    PROBLEM_FIELDS,
+    PROBLEM_LIBRARIES,
+    described,
+    opened,
+    sources,
+)
 from crucible_train.stages.train import hardware_identity
 from crucible_train.types import ArtifactRef, Hardware
 
@@ -52,6 +59,7 @@ class EvaluateRL(Stage[RLConfig]):
         try:
             async with opened(config, inputs["model"], client.tokenizer(), self._hardware) as problems:
                 terminal.field("playing", f"{len(problems.held_out)} held-out problems")
+                about = described(config, problems)
                 played = await play_held_out(
                     client.sampling_client(), problems.held_out, measured_as(config), config.seed, tell_failure
                 )
@@ -59,7 +67,8 @@ class EvaluateRL(Stage[RLConfig]):
             await client.close()
         rows = [one.to_json() for one in played]
         files.write_text(folder / RESULTS, "".join(json.dumps(row) + "\n" for row in rows))
-        files.write_json(folder / SUMMARY, {"metrics": held_out_metrics(rows), "num_problems": len(rows)})
+        summary = {"metrics": held_out_metrics(rows), "num_problems": len(rows), "problems": about}
+        files.write_json(folder / SUMMARY, summary)
 
 
 def measured_as(config: RLConfig) -> RolloutConfig:

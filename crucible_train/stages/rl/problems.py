@@ -3,8 +3,9 @@
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
-from crucible_train import wiring
+from crucible_train import files, wiring
 from crucible_train.config.sections import EngineConfig
 from crucible_train.judges import Asked
 from crucible_train.ports import Tokenizer
@@ -85,6 +86,23 @@ def renderer_of(config: RLConfig, model_dir: Path, tokenizer: Tokenizer) -> Rend
     """The chat format of a configuration for a model."""
     spec = renderer_spec(config, model_dir, tokenizer)
     return get_renderer(spec.name, tokenizer, **spec.options)
+
+
+def described(config: RLConfig, found: ProblemSet) -> dict[str, Any]:
+    """The problems by digest and counts, never what they say; with the data sets that they were read from.
+
+    The digest is the same for the same environment, options, seed and data sets.
+    """
+    options, store = read_options(config.env.name, config.env.options), wiring.dataset_store()
+    deciding = {"env": config.env.model_dump(mode="json"), "seed": config.seed, "sources": sources(config)}
+    read = [store.describe(source) for source in getattr(options, "sources", ())]
+    return {
+        "name": config.env.name,
+        "sha256": files.sha256_json(deciding),
+        "num_train": found.num_train,
+        "num_held_out": len(found.held_out),
+        "read": [{"name": Path(one.source).name, "sha256": one.sha256, "num_bytes": one.num_bytes} for one in read],
+    }
 
 
 def sources(config: RLConfig) -> Sequence[str]:

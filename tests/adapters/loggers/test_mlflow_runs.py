@@ -11,6 +11,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 from PIL import Image
 
+from crucible_train import files
 from crucible_train.adapters.loggers.mlflow_runs import MARKER, MlflowClient, MlflowLogger
 from crucible_train.ports import LoggedArtifact, LoggerUnavailable
 
@@ -68,6 +69,18 @@ def test_a_run_is_found_again_and_every_step_is_there_once(store, run_info, requ
     is_server = store.startswith("http")
     page = f"{store}/#/experiments/{found.info.experiment_id}/runs/{found.info.run_id}"
     assert opened.url == (page if is_server else store)
+
+
+def test_metrics_whose_names_mlflow_does_not_take_are_all_there(store, run_info, request):
+    run = run_info(project=project(request))
+    logger = MlflowLogger()
+    logger.start(run)
+    logger.log_metrics({f"reward/mean_arithmetic/{sign}": float(n) for n, sign in enumerate("+*-")}, 1)
+    logger.finish("done")
+    (found,) = runs(store, run.project)
+    digits = files.sha256_bytes(b"reward/mean_arithmetic/*")[:8]
+    for n, name in enumerate(("_", f"_-{digits}", "-")):
+        assert history(store, found.info.run_id, f"reward/mean_arithmetic/{name}") == [(1, float(n))]
 
 
 def test_two_runs_side_by_side_do_not_meet(store, run_info, request):
