@@ -9,7 +9,8 @@ import inspect
 import os
 import pkgutil
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,6 +20,7 @@ import numpy.typing as npt
 
 from crucible_train.config.sections import EngineConfig, PeftConfig
 from crucible_train.config.server import ServerConfig
+from crucible_train.config.tinker import TinkerConfig, key_of_environment
 from crucible_train.errors import ConfigError
 from crucible_train.judges import RewardModel
 from crucible_train.ports import (
@@ -228,6 +230,34 @@ def sampling_client(server: ServerConfig, tokenizer: Tokenizer, report: Callable
     from crucible_train.adapters.openai_compatible.sampler import OpenAICompatibleSampler
 
     return conforming(OpenAICompatibleSampler(server, tokenizer, report), SamplingClient, "sampling client")
+
+
+@asynccontextmanager
+async def tinker_client(
+    config: TinkerConfig, tokenizer: Tokenizer, report: Callable[[str], None]
+) -> AsyncIterator[SamplingClient]:
+    """A model of the Tinker service, until the block ends; ``tokenizer`` and ``report`` as in ``sampling_client``.
+
+    Raises:
+        ConfigError: the SDK is missing, there is no key, or the service does not take it or has no such model.
+        ServerError: the service does not answer.
+    """
+    check_tinker()
+    from crucible_train.adapters.tinker_service.session import session
+
+    async with session(config, tokenizer, report) as client:
+        yield conforming(client, SamplingClient, "sampling client")
+
+
+def check_tinker() -> None:
+    """See that the Tinker service can be asked: its SDK is installed, and the environment holds a key.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if not _is_installed("tinker"):
+        raise ConfigError('the Tinker service needs the library tinker: pip install "crucible-train[tinker]"')
+    key_of_environment()
 
 
 def estimate(

@@ -50,7 +50,7 @@ _BARE_SECRETS = re.compile(
         | sk-(?:(?=[A-Za-z_-]*[0-9])[A-Za-z0-9_-]{8,}|[A-Za-z0-9_-]{16,})
         | (?:AKIA|ASIA)[A-Z0-9]{12,}
         | (?:gh[oprsu]_|github_pat_|glpat-|xox[abprs]-|AIza)[A-Za-z0-9_-]{16,}
-        | (?:xapp-|wandb_v1_|npm_|pypi-|ya29\.|[sr]k_live_)(?=[A-Za-z_-]*[0-9])[A-Za-z0-9_-]{16,}
+        | (?:xapp-|wandb_v1_|npm_|pypi-|tml-|ya29\.|[sr]k_live_)(?=[A-Za-z_-]*[0-9])[A-Za-z0-9_-]{16,}
         | dapi[0-9a-f]{32}(?:-[0-9])?(?![A-Za-z0-9])
         | (?<=hooks\.slack\.com/services/)[A-Za-z0-9/]+
         | eyJ[A-Za-z0-9_-]{32,}={0,2}(?![A-Za-z0-9_.-])             # Neptune: JSON in base 64

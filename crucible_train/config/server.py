@@ -11,8 +11,8 @@ from crucible_train.config.base import Section, option
 ServerKind = Literal["auto", "vllm", "sglang", "llama.cpp", "transformers"]
 
 
-def _plain_url(url: str) -> str:
-    """The URL without a slash or ``/v1`` at its end.
+def checked_url(url: str) -> str:
+    """The URL without a slash at its end.
 
     Raises:
         ValueError: it is no address of a server, or holds credentials; the text does not repeat it.
@@ -21,10 +21,14 @@ def _plain_url(url: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("base_url must be the http or https address of a server, such as http://127.0.0.1:8000")
     if parts.username is not None or parts.password is not None:
-        raise ValueError("base_url must not hold credentials: put the key in an environment variable, see api_key_env")
+        raise ValueError("base_url must not hold credentials: put the key in an environment variable")
     if parts.query or parts.fragment:
         raise ValueError("base_url must not hold a query or a fragment")
-    return url.rstrip("/").removesuffix("/v1")
+    return url.rstrip("/")
+
+
+def _without_version(url: str) -> str:
+    return checked_url(url).removesuffix("/v1")
 
 
 def _variable(name: str) -> str:
@@ -44,7 +48,7 @@ class ServerConfig(Section):
     # a refused URL may hold a password: no error repeats what was given
     model_config = ConfigDict(hide_input_in_errors=True)
 
-    base_url: Annotated[str, AfterValidator(_plain_url)] = option(
+    base_url: Annotated[str, AfterValidator(_without_version)] = option(
         "http://127.0.0.1:8000", "http or https address of the server, with or without /v1, without credentials"
     )
     model: str = option("", "the model's name there; empty takes the only one it serves")

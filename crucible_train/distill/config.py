@@ -7,6 +7,7 @@ from pydantic import model_validator
 
 from crucible_train.config.base import Section, option
 from crucible_train.config.server import ServerConfig
+from crucible_train.config.tinker import TinkerConfig
 from crucible_train.types import Message
 
 WORKED_EXAMPLES: Mapping[str, Sequence[tuple[str, str]]] = {
@@ -18,16 +19,21 @@ WORKED_EXAMPLES: Mapping[str, Sequence[tuple[str, str]]] = {
 class TeacherConfig(Section):
     """Who teaches, and what it reads before the conversation that the student does not."""
 
-    kind: Literal["start", "student", "model", "server"] = option(
-        "start", "the model before training; the model as it is trained; another local model; or a model server"
+    kind: Literal["start", "student", "model", "server", "tinker"] = option(
+        "start",
+        "the model before training; the model as it is trained; another local model; a model server; or the Tinker "
+        "service",
     )
     model: str | None = option(None, "model only: a folder, a GGUF file, a hub id, or the built-in model's name")
     adapter: str | None = option(None, "model only: folder of an adapter of that model, such as a run's `model`")
     server: ServerConfig = option(ServerConfig(), "server only: where it is")
+    tinker: TinkerConfig = option(TinkerConfig(), "tinker only: which model of the service")
     tokenizer: str | None = option(
-        None, "server only: folder with its model's tokenizer; null: it is the student's", advanced=True
+        None, "server, tinker: folder with its model's tokenizer; null: it is the student's", advanced=True
     )
-    renderer: str = option("auto", "its chat format; auto takes its model's own, or a server's the student's")
+    renderer: str = option(
+        "auto", "its chat format; auto takes its model's own, or without a folder of it the student's"
+    )
     renderer_options: dict[str, str | int | float | bool | None] = option(
         {}, "options of that renderer, by name", advanced=True
     )
@@ -43,12 +49,19 @@ class TeacherConfig(Section):
             raise ValueError("model: kind=model needs one, and no other kind has any")
         if self.adapter is not None and self.kind != "model":
             raise ValueError(f"adapter: a teacher of kind {self.kind} has none")
-        if self.tokenizer is not None and self.kind != "server":
+        if (self.kind == "tinker") is not bool(self.tinker.model):
+            raise ValueError("tinker.model: kind=tinker needs one, and no other kind has any")
+        if self.tokenizer is not None and not self.is_served:
             raise ValueError(f"tokenizer: a teacher of kind {self.kind} brings its own")
         for number, message in enumerate(self.before or ()):
             if set(message) != {"role", "content"} or message["role"] not in ("system", "user", "assistant"):
                 raise ValueError(f"before: message {number} needs role (system, user or assistant) and content")
         return self
+
+    @property
+    def is_served(self) -> bool:
+        """Whether the teacher is asked over the network, and tells no more than it is asked."""
+        return self.kind in ("server", "tinker")
 
     @property
     def is_itself(self) -> bool:

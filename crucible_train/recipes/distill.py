@@ -121,9 +121,10 @@ class DistillConfig(RunConfig):
         for name, teacher in self.teacher_configs.items():
             if teacher.is_itself and not teacher.preface(self.env.name) and teacher.renderer == "auto":
                 raise ValueError(f"{name}: the model itself teaches nothing unless it reads more: give {name}.before")
-            if teacher.kind == "server" and self.lesson.objective == "divergence":
+            if teacher.is_served and self.lesson.objective == "divergence":
+                who = "a server" if teacher.kind == "server" else "the Tinker service"
                 raise ValueError(
-                    f"{name}: a server does not tell whole distributions; take lesson.objective=reverse_kl or top_k"
+                    f"{name}: {who} does not tell whole distributions; take lesson.objective=reverse_kl or top_k"
                 )
         return self
 

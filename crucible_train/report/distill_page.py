@@ -27,7 +27,8 @@ def page(facts: RLFacts) -> str:
 def teacher_of(facts: RLFacts) -> str:
     """Who teaches, in words."""
     teacher = facts.config["teacher"]
-    name = _KINDS.get(teacher["kind"]) or teacher["model"] or teacher["server"]["base_url"]
+    served = teacher["tinker"]["model"] or teacher["server"]["base_url"]
+    name = _KINDS.get(teacher["kind"]) or teacher["model"] or served
     others = "".join(f", and another for {tag}" for tag in facts.config["teachers"])
     reads = " with more to read" if teacher["before"] or teacher["kind"] in _KINDS else ""
     return f"{name}{reads}{others}"

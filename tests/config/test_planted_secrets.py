@@ -48,6 +48,7 @@ SECRETS = {
     "urlenc2": "next=https%3A%2F%2Fh%2Fx%3Fapi_key%3DCANARY",
     "google": "AIzaSyCANARY1234567890abcdefghijk",
     "npm": "npm_CANARY1234567890abcdefghijklmn",
+    "tinker": "tml-CANARY1234567890abcdefgh",
     "pypi": "pypi-AgEIcHlwaS5vcmcCANARY12345",
 }
 # what a planted text must not leave behind, plain and in base 64

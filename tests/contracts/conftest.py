@@ -10,10 +10,12 @@ import pytest
 
 from crucible_train import wiring
 from crucible_train.config.server import ServerConfig
+from crucible_train.config.tinker import KEY_VARIABLE, TinkerConfig
 from crucible_train.ports import SamplingClient, Tokenizer, TrainingClient
 from tests.model_servers.llama_cpp import llama_cpp
 from tests.model_servers.running import running
 from tests.model_servers.stub import StubServer
+from tests.model_servers.tinker_stub import BASE, KEY, TinkerStub
 
 
 @pytest.fixture(scope="session")
@@ -60,6 +62,18 @@ def sglang_client(smollm2_tokenizer: Tokenizer) -> Iterator[SamplingClient]:
     """The same, as SGLang documents."""
     with running(StubServer(smollm2_tokenizer.decode, smollm2_tokenizer.vocab_size, "sglang")) as url:
         yield wiring.sampling_client(ServerConfig(base_url=url), smollm2_tokenizer, lambda _: None)
+
+
+@pytest.fixture
+def tinker_client(smollm2_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> Iterator[SamplingClient]:
+    """A toy model behind a server that speaks the Tinker service's API, asked through the service's SDK."""
+    pytest.importorskip("tinker", reason="install the extra `tinker`")
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
+    with running(TinkerStub(smollm2_tokenizer.decode, smollm2_tokenizer.vocab_size)) as url, asyncio.Runner() as runner:
+        config = TinkerConfig(base_url=url, model=BASE)
+        session = wiring.tinker_client(config, smollm2_tokenizer, lambda _: None)
+        yield runner.run(session.__aenter__())
+        runner.run(session.__aexit__(None, None, None))
 
 
 @pytest.fixture(scope="session")

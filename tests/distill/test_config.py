@@ -37,6 +37,12 @@ HARD = {"objective": "cross_entropy", "student_share": 0.0}
         ({"env": {"name": "gsm8k"}}, "teacher: the model itself teaches nothing unless it reads more"),
         ({"teacher": {"before": []}}, "teacher: the model itself teaches nothing unless it reads more"),
         ({"teacher": {"kind": "server"}}, "teacher: a server does not tell whole distributions"),
+        (
+            {"teacher": {"kind": "tinker", "tinker": {"model": "Qwen/Qwen3-8B"}}},
+            "teacher: the Tinker service does not tell whole distributions",
+        ),
+        ({"teacher": {"kind": "tinker"}}, "tinker.model: kind=tinker needs one"),
+        ({"teacher": {"tinker": {"model": "x"}}}, "tinker.model: kind=tinker needs one"),
         ({"teachers": {"a": {"kind": "server"}}}, "teachers.a: a server does not tell whole distributions"),
         ({"teachers": {"a": {"kimd": "server"}}}, "teachers.a.kimd: Extra inputs are not permitted"),
         ({"lesson": {"objective": "reverse_kl"}, "rollout": {"temperature": 0.7}}, "rollout.temperature: reverse_kl"),
@@ -76,14 +82,26 @@ def test_a_teacher_that_is_the_model_itself_reads_worked_examples_of_arithmetic(
             "teacher: its tokenizer is not the student's",
         ),
         (
+            {
+                "teacher.kind": "tinker",
+                "teacher.tinker.model": "Qwen/Qwen3-8B",
+                "teacher.tokenizer": "QWEN",
+                "lesson.objective": "top_k",
+            },
+            "teacher: its tokenizer is not the student's",
+        ),
+        (
             {"teacher.kind": "server", "lesson.objective": "top_k", "teacher.server.api_key_env": "NO_SUCH_KEY"},
             "the environment variable NO_SUCH_KEY is not set",
         ),
     ],
 )
 def test_what_can_be_seen_before_a_run_is_told_before_it(
-    fields: dict[str, Any], said: str, tiny_model: Path, tmp_path: Path
+    fields: dict[str, Any], said: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if fields.get("teacher.kind") == "tinker":
+        pytest.importorskip("tinker", reason="install the extra `tinker`")
+        monkeypatch.setenv("TINKER_API_KEY", "tml-key")
     qwen = Path(__file__).parents[1] / "golden" / "tokenizers" / "qwen3"
     given: dict[str, Any] = {"model": str(tiny_model), "cache_dir": str(tmp_path), "output_dir": str(tmp_path)}
     for path, value in fields.items():

@@ -2,24 +2,22 @@
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from crucible_train.adapters.openai_compatible import llama_cpp, sglang
 from crucible_train.adapters.openai_compatible.answers import Choice, Completion
 from crucible_train.adapters.openai_compatible.asking import complete
 from crucible_train.adapters.openai_compatible.probe import Server, find_server
-from crucible_train.adapters.openai_compatible.reading import likeliest, read_samples, read_text
+from crucible_train.adapters.openai_compatible.reading import read_samples, read_text
 from crucible_train.adapters.openai_compatible.text import exact_text
 from crucible_train.adapters.openai_compatible.transport import Transport
+from crucible_train.adapters.served import all_of, is_unchanged, likeliest, prompt_ids, sample_seed
 from crucible_train.config.server import ServerConfig
-from crucible_train.errors import ConfigError, InputError, ServerError
+from crucible_train.errors import ConfigError, ServerError
 from crucible_train.ports import Tokenizer
-from crucible_train.seeds import fold
 from crucible_train.types import ModelInput, SamplingParams, TokensWithLogprobs
-
-T = TypeVar("T")
 
 _GREEDY_ONE = SamplingParams(1, temperature=0.0)
 
@@ -78,12 +76,12 @@ class OpenAICompatibleSampler:
             InputError: the prompt or the parameters cannot be put to this server.
             ServerError: the server gives no answer that can be used.
         """
-        ids = self._ids(prompt)
+        ids = prompt_ids(prompt, self._tokenizer)
         if num_samples == 0:
             return []
         server, link = await self._found()
         dialect = server.dialect
-        if dialect.takes_ids and not server.has_raw_logprobs and not _is_unchanged(params):
+        if dialect.takes_ids and not server.has_raw_logprobs and not is_unchanged(params):
             raise ConfigError(
                 f"temperature: {dialect.name} as started gives log-probabilities after temperature and filters; sample "
                 "with temperature 1, top_p 1, top_k 0 and min_p 0, or start it so that it returns the model's own"
@@ -92,18 +90,18 @@ class OpenAICompatibleSampler:
             "prompt": ids if dialect.takes_ids else exact_text(self._tokenizer, ids)
         } | dialect.fields(params)
         if dialect.takes_n:
-            body |= {"n": num_samples, "seed": _seed(params, 0)}
+            body |= {"n": num_samples, "seed": sample_seed(params, 0)}
             return read_samples(await self._ask(link, body), num_samples, params, dialect, self._tokenizer)
 
         async def one(index: int) -> TokensWithLogprobs:
-            completion = await self._ask(link, body | {"seed": _seed(params, index)})
+            completion = await self._ask(link, body | {"seed": sample_seed(params, index)})
             if dialect.takes_ids:
                 return read_samples(completion, 1, params, dialect, self._tokenizer)[0]
             mode = self._config.text_answers
             assert mode != "refuse"
             return read_text(completion, len(ids), params, dialect, self._tokenizer, mode)
 
-        return await _all(one(index) for index in range(num_samples))
+        return await all_of(one(index) for index in range(num_samples))
 
     async def compute_logprobs(self, model_input: ModelInput) -> Sequence[float | None]:
         """The log-probability of each token given those before it; None for the first.
@@ -112,11 +110,11 @@ class OpenAICompatibleSampler:
             ConfigError: this server scores no prompts.
             ServerError: the server gives no answer that can be used.
         """
-        ids = self._ids(model_input)
+        ids = prompt_ids(model_input, self._tokenizer)
         server, link = await self._found()
         scoring = _scoring(server)
         if scoring == "forced":
-            return [None, *await _all(self._score(link, ids[:end], ids[end]) for end in range(1, len(ids)))]
+            return [None, *await all_of(self._score(link, ids[:end], ids[end]) for end in range(1, len(ids)))]
         more = {"prompt_logprobs": 0} if scoring == "prompt_logprobs" else {"echo": True}
         choice = await self._read(server, link, ids, more)
         if scoring == "prompt_logprobs":
@@ -137,10 +135,10 @@ class OpenAICompatibleSampler:
             ServerError: the server gives no answer that can be used.
         """
         server, link = await self._found()
-        inputs = [self._ids(prompt.append_ints([token])) for token in tokens]
+        inputs = [prompt_ids(prompt.append_ints([token]), self._tokenizer) for token in tokens]
         if _scoring(server) == "forced":
-            return await _all(self._score(link, before, token) for *before, token in inputs)
-        return await _all(self._last(ids) for ids in inputs)
+            return await all_of(self._score(link, before, token) for *before, token in inputs)
+        return await all_of(self._last(ids) for ids in inputs)
 
     async def _last(self, ids: Sequence[int]) -> float:
         last = (await self.compute_logprobs(ModelInput.from_ints(ids)))[-1]
@@ -158,12 +156,12 @@ class OpenAICompatibleSampler:
         """
         if k < 1:
             raise ValueError(f"k must be 1 or more, not {k}")
-        ids = self._ids(model_input)
+        ids = prompt_ids(model_input, self._tokenizer)
         server, link = await self._found()
         rows: Sequence[Iterable[tuple[int, float]] | None]
         match _scoring(server):
             case "forced":
-                rows = [None, *await _all(self._top(link, ids[:end], k) for end in range(1, len(ids)))]
+                rows = [None, *await all_of(self._top(link, ids[:end], k) for end in range(1, len(ids)))]
             case "echo":
                 assert link.places is not None
                 async with link.places:
@@ -171,7 +169,7 @@ class OpenAICompatibleSampler:
             case "prompt_logprobs":
                 told = (await self._read(server, link, ids, {"prompt_logprobs": k})).prompt_logprobs or []
                 rows = [None if row is None else [(t, each.logprob) for t, each in row.items()] for row in told]
-        return likeliest(rows, len(ids), min(k, self._tokenizer.vocab_size), server.dialect)
+        return likeliest(rows, len(ids), min(k, self._tokenizer.vocab_size), server.dialect.name)
 
     async def _top(self, link: _Link, before: list[int], k: int) -> list[tuple[int, float]]:
         assert link.places is not None
@@ -210,16 +208,6 @@ class OpenAICompatibleSampler:
                 link.places = asyncio.Semaphore(1 if is_serial else self._config.max_concurrency)
         return self._server, link
 
-    def _ids(self, prompt: ModelInput) -> list[int]:
-        if not prompt.is_text:
-            raise InputError("a prompt with images cannot be sent to /v1/completions")
-        ids = prompt.to_ints()
-        if not ids:
-            raise InputError("a prompt must hold at least one token")
-        if max(ids) >= (size := self._tokenizer.vocab_size):
-            raise InputError(f"token {max(ids)} of the prompt is out of range: {self._tokenizer.name} has {size}")
-        return ids
-
 
 def _scoring(server: Server) -> Literal["prompt_logprobs", "echo", "forced"]:
     """How the log-probabilities of a prompt are had."""
@@ -227,16 +215,6 @@ def _scoring(server: Server) -> Literal["prompt_logprobs", "echo", "forced"]:
     if scoring is None:
         raise ConfigError(f"server: {server.dialect.name} gives no log-probabilities of a prompt")
     return scoring
-
-
-def _is_unchanged(params: SamplingParams) -> bool:
-    """Whether tokens are drawn from the model's own distribution."""
-    return (params.temperature, params.top_p, params.top_k, params.min_p) == (1.0, 1.0, 0, 0.0)
-
-
-def _seed(params: SamplingParams, index: int) -> int:
-    """31 bits, which every server takes; no two seeds are near, as a server adds the sample's index to it."""
-    return fold(params.seed, "sample", index) & 0x7FFF_FFFF
 
 
 def _key(variable: str) -> str | None:
@@ -248,14 +226,3 @@ def _key(variable: str) -> str | None:
     if not (key.isascii() and key.isprintable()):
         raise ConfigError(f"api_key_env: the environment variable {variable} does not hold a key")
     return key
-
-
-async def _all(some: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """Await all; where one fails or the caller leaves, the others are cancelled first."""
-    tasks = [asyncio.create_task(each) for each in some]
-    try:
-        return list(await asyncio.gather(*tasks))
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

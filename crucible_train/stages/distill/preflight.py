@@ -4,8 +4,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from crucible_train import wiring
 from crucible_train.distill.config import TeacherConfig
 from crucible_train.distill.teacher import Teacher, check_objective
+from crucible_train.errors import ConfigError
 from crucible_train.recipes.distill import DistillConfig
 from crucible_train.renderers import FastTokenizer
 from crucible_train.stages import preflight
@@ -39,6 +41,7 @@ def _secrets(config: DistillConfig) -> Problems:
     values = addresses(config)
     for field, teacher in config.teacher_configs.items():
         values |= {f"{field}.{name}": getattr(teacher, name) for name in ("model", "adapter", "tokenizer")}
+        values[f"{field}.tinker.model"] = teacher.tinker.model
     yield from preflight.secrets(values)
 
 
@@ -69,6 +72,15 @@ def _files(field: str, teacher: TeacherConfig) -> Problems:
     key = teacher.server.api_key_env
     if teacher.kind == "server" and key and not os.environ.get(key):
         yield f"{field}.server.api_key_env: the environment variable {key} is not set"
+    if teacher.kind == "tinker":
+        yield from _tinker(field)
+
+
+def _tinker(field: str) -> Problems:
+    try:
+        wiring.check_tinker()
+    except ConfigError as error:
+        yield f"{field}.kind: {error}"
 
 
 def _check_fit(config: DistillConfig, field: str, teacher: TeacherConfig) -> None:

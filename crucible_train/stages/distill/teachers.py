@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from crucible_train import files, terminal, wiring
@@ -164,7 +165,10 @@ class _Opening:
             case "student":
                 return self.client.sampling_client()
             case "server":
-                return wiring.sampling_client(teacher.server, tokenizer, lambda line: terminal.field(field, line))
+                return wiring.sampling_client(teacher.server, tokenizer, partial(terminal.field, field))
+            case "tinker":
+                served = wiring.tinker_client(teacher.tinker, tokenizer, partial(terminal.field, field))
+                return await self.stack.enter_async_context(served)
             case "start" if self.config.peft.use_peft:
                 return self.client.sampling_client(with_adapter=False)
         folder = self.inputs["model"] if teacher.kind == "start" else self.inputs[input_name(field)]

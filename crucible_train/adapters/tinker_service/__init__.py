@@ -1,0 +1,1 @@
+"""The sampling port over the Tinker service, through its official SDK."""
