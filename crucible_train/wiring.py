@@ -5,7 +5,6 @@ at once: an adapter that is missing or half implemented is reported by name, not
 """
 
 import importlib.util
-import inspect
 import os
 import pkgutil
 import subprocess
@@ -13,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -32,14 +31,13 @@ from crucible_train.ports import (
     Tokenizer,
     TrainingClient,
 )
+from crucible_train.ports.conforming import conforming
 from crucible_train.types import AnyPreferenceLoss, Datum, Estimate, Hardware
 
 if TYPE_CHECKING:
     from crucible_train.adapters.torch_local.backend import EngineSettings
     from crucible_train.adapters.torch_local.loading import Lora
     from crucible_train.adapters.torch_local.reward_backend import RewardBackend
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,46 +350,6 @@ def _is_installed(module: str) -> bool:
 def local_cache() -> Path:
     """Where this machine keeps what it found out, and copies of remote files."""
     return Path("~/.cache/crucible_train/machine").expanduser()
-
-
-def required(adapter: T | None, port: str, field: str) -> T:
-    """The adapter, if one is set.
-
-    Raises:
-        ConfigError: none is; the text names the port and the field that chooses one.
-    """
-    if adapter is None:
-        raise ConfigError(f"{field}: no {port} is set")
-    return adapter
-
-
-def conforming(adapter: Any, port: type[T], name: str) -> T:
-    """The adapter, checked against its port.
-
-    Raises:
-        ConfigError: a member of the port is missing, or a method lacks one of its parameters.
-    """
-    made = type(adapter).__name__
-    for member, declared in inspect.getmembers_static(port):
-        if member.startswith("_"):
-            continue
-        found = inspect.getattr_static(adapter, member, None)
-        if found is None:
-            raise ConfigError(f"{name}: adapter {made} lacks {port.__name__}.{member}")
-        if inspect.isfunction(declared):
-            _check_method(getattr(adapter, member), declared, f"{name}: adapter {made}: {port.__name__}.{member}")
-    return adapter  # type: ignore[no-any-return]
-
-
-def _check_method(found: Any, declared: Callable[..., Any], name: str) -> None:
-    if not callable(found):
-        raise ConfigError(f"{name} is not a method")
-    if inspect.iscoroutinefunction(declared) != inspect.iscoroutinefunction(found):
-        raise ConfigError(f"{name} must {'be' if inspect.iscoroutinefunction(declared) else 'not be'} async")
-    wanted = [p for p in inspect.signature(declared).parameters if p != "self"]
-    missing = [p for p in wanted if p not in inspect.signature(found).parameters]
-    if missing:
-        raise ConfigError(f"{name} lacks the parameter {missing[0]!r}")
 
 
 def _lora(peft: PeftConfig) -> "Lora | None":

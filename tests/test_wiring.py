@@ -10,6 +10,7 @@ from crucible_train import wiring
 from crucible_train.adapters.loggers.base import QuietLogger
 from crucible_train.errors import ConfigError
 from crucible_train.ports import MetricsLogger, SamplingClient
+from crucible_train.ports.conforming import conforming
 
 
 class Whole:
@@ -46,7 +47,7 @@ class NoMethod(Whole):
 
 def test_a_whole_adapter_is_handed_through() -> None:
     adapter = Whole()
-    assert wiring.conforming(adapter, SamplingClient, "sampling client") is adapter
+    assert conforming(adapter, SamplingClient, "sampling client") is adapter
 
 
 @pytest.mark.parametrize(
@@ -64,7 +65,7 @@ def test_a_whole_adapter_is_handed_through() -> None:
 )
 def test_what_an_adapter_lacks_is_named(adapter: Any, told: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        wiring.conforming(adapter, SamplingClient, "sampling client")
+        conforming(adapter, SamplingClient, "sampling client")
     assert str(caught.value) == told
 
 
@@ -73,14 +74,7 @@ def test_an_async_method_where_the_port_has_a_plain_one_is_named() -> None:
         async def log_metrics(self, metrics: Any, step: int) -> None: ...  # type: ignore[override]
 
     with pytest.raises(ConfigError, match=r"adapter Late: MetricsLogger.log_metrics must not be async"):
-        wiring.conforming(Late(), MetricsLogger, "logger late")
-
-
-def test_a_port_that_is_not_set_is_a_configuration_error_that_names_the_field() -> None:
-    assert wiring.required("adapter", "vector store", "retrieval.store") == "adapter"
-    with pytest.raises(ConfigError) as caught:
-        wiring.required(None, "vector store", "retrieval.store")
-    assert str(caught.value) == "retrieval.store: no vector store is set"
+        conforming(Late(), MetricsLogger, "logger late")
 
 
 def test_an_unknown_logger_is_answered_with_those_that_are_known() -> None:

@@ -12,6 +12,7 @@ from crucible_train.adapters.loggers.multiplex import MultiplexLogger
 from crucible_train.adapters.loggers.replicated import ReplicatedLogger
 from crucible_train.adapters.loggers.tensorboard_events import TensorBoardLogger
 from crucible_train.ports import METRIC_AREAS, MetricsLogger, RunInfo
+from crucible_train.ports.conforming import conforming
 
 
 def _mlflow(request) -> MetricsLogger:
@@ -51,7 +52,7 @@ MADE = {
 def logger(request, monkeypatch) -> MetricsLogger:
     for name in ("MLFLOW_TRACKING_URI", "WANDB_BASE_URL", "WANDB_DIR"):
         monkeypatch.delenv(name, raising=False)
-    return wiring.conforming(MADE[request.param](request), MetricsLogger, request.param)
+    return conforming(MADE[request.param](request), MetricsLogger, request.param)
 
 
 def run_info(tmp_path, num_steps=16, first_step=0) -> RunInfo:

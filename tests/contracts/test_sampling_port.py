@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from crucible_train import wiring
 from crucible_train.errors import ConfigError
 from crucible_train.ports import NextTokenScorer, SamplingClient, TrainingClient
+from crucible_train.ports.conforming import conforming
 from crucible_train.types import AdamParams, CrossEntropy, Datum, ModelInput, SamplingParams, TensorData
 
 KINDS: dict[str, Any] = {
@@ -39,7 +39,7 @@ def client(request, local_client: Callable[..., TrainingClient]) -> SamplingClie
             await training.optim_step(AdamParams(learning_rate=0.05))
 
     asyncio.run(train())
-    return wiring.conforming(training.sampling_client(), SamplingClient, "sampling client")
+    return conforming(training.sampling_client(), SamplingClient, "sampling client")
 
 
 def sample(client: SamplingClient, params: SamplingParams, num: int = 1, prompt: ModelInput = PROMPT) -> list[Any]:

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from crucible_train import wiring
 from crucible_train.errors import CheckpointError, TrainingError
 from crucible_train.ports import SamplingClient, Tokenizer, TrainingClient
+from crucible_train.ports.conforming import conforming
 from crucible_train.types import (
     AdamParams,
     CrossEntropy,
@@ -156,7 +156,7 @@ def test_calls_take_effect_in_the_order_they_are_made(make_any: Make) -> None:
 
 def test_a_prompt_is_answered_with_the_weights_of_the_moment_it_is_given(make: Make) -> None:
     client = make()
-    sampling = wiring.conforming(client.sampling_client(), SamplingClient, "sampling client")
+    sampling = conforming(client.sampling_client(), SamplingClient, "sampling client")
     prompt, params = ModelInput.from_ints(np.arange(5, 25)), SamplingParams(4, temperature=0.0)
 
     async def act() -> None:
@@ -345,7 +345,7 @@ def test_what_is_trained_is_told(make: Make) -> None:
         assert info.num_trainable_params == info.num_params
     else:
         assert 0 < info.num_trainable_params < info.num_params / 10
-    tokenizer = wiring.conforming(client.tokenizer(), Tokenizer, "tokenizer")
+    tokenizer = conforming(client.tokenizer(), Tokenizer, "tokenizer")
     assert tokenizer.decode(tokenizer.encode("plain text")) == "plain text"
 
 

@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from crucible_train import wiring
 from crucible_train.adapters.torch_local.backend import EngineSettings
 from crucible_train.adapters.torch_local.loading import Lora
 from crucible_train.adapters.torch_local.reward_backend import RewardBackend
@@ -18,6 +17,7 @@ from crucible_train.errors import CheckpointError, TrainingError
 from crucible_train.judges import SCALAR_HEAD, RewardModel
 from crucible_train.losses.bradley_terry import per_pair
 from crucible_train.ports import TrainingClient
+from crucible_train.ports.conforming import conforming
 from crucible_train.types import AdamParams, BradleyTerry, Datum, Hardware, ModelInput, TensorData
 
 
@@ -63,7 +63,7 @@ def test_the_loss_by_hand():
 def test_a_pass_sums_over_pairs_and_tells_rewards(reward_model):
     """With rewards r: loss = w1 log(1 + e^-(r0 - r1)) + log(1 + e^-(r2 - r3)); w1 = 3 stands with the chosen one."""
     backend = reward_model()
-    assert isinstance(wiring.conforming(backend, TrainingClient, "x"), RewardModel)
+    assert isinstance(conforming(backend, TrainingClient, "x"), RewardModel)
     datums = pairs(2)
     datums[0] = sequence(datums[0].model_input.to_ints(), 3.0)
     output = asyncio.run(backend.forward(datums, BradleyTerry()))
