@@ -14,6 +14,9 @@ Bradley-Terry trains a reward model instead, whose rewards are those of a scalar
 
 import time
 from collections.abc import Mapping
+from typing import Self
+
+from pydantic import model_validator
 
 from crucible_train.config.base import option
 from crucible_train.config.judge import WinRateConfig
@@ -67,6 +70,12 @@ class DPOConfig(JudgedConfig):
     )
     checkpoint: CheckpointConfig = option(CheckpointConfig(), "what is kept")
     tracking: TrackingConfig = option(TrackingConfig(), "what trackers are told")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.preference.is_reward_model and self.win_rate.num_prompts:
+            raise ValueError("win_rate.num_prompts: a reward model writes no answers that could be compared: take 0")
+        return self
 
 
 async def train(
