@@ -158,6 +158,7 @@ def test_a_checkpoint_that_was_trained_against_another_reference_is_refused(
             ["num_prompts=4", "judge=EMPTY", "judge_url=http://localhost", "judge_api_key_env=NO_SUCH_KEY"],
             "win_rate.judge_api_key_env: the environment variable NO_SUCH_KEY is not set",
         ),
+        (["num_prompts=4", "loss_type=bradley_terry"], "win_rate.num_prompts: a reward model writes no answers"),
         (["win_rate.judge=smollm2-135m-instruct"], "num_prompts: must be 1 or more where a judge is named"),
         (["num_prompts=4", "judge_url=http://localhost"], "judge: a server's model needs the folder or hub id"),
     ],
