@@ -21,7 +21,7 @@ from crucible_train.config.server import ServerConfig
 from crucible_train.errors import ConfigError
 from crucible_train.judges import RewardModel
 from crucible_train.ports import BlobStore, DatasetStore, MetricsLogger, SamplingClient, Tokenizer, TrainingClient
-from crucible_train.types import Datum, Estimate, Hardware, PreferenceLoss
+from crucible_train.types import AnyPreferenceLoss, Datum, Estimate, Hardware
 
 if TYPE_CHECKING:
     from crucible_train.adapters.torch_local.backend import EngineSettings
@@ -208,9 +208,9 @@ def estimate(
 
 
 def losses_by_preference(
-    loss: PreferenceLoss, datums: Sequence[Datum], logprobs: Sequence[npt.NDArray[np.float32]]
+    loss: AnyPreferenceLoss, datums: Sequence[Datum], logprobs: Sequence[npt.NDArray[np.float32]]
 ) -> npt.NDArray[np.float64]:
-    """The loss of each preference, from log-probabilities that are known."""
+    """The loss of each preference, from log-probabilities or rewards that are known."""
     from crucible_train.losses.by_preference import losses_by_preference as found
 
     return found(loss, datums, logprobs)

@@ -38,8 +38,8 @@ class ChatFormatConfig(Section):
 class DataConfig(ChatFormatConfig):
     """Where the rows come from and what becomes of them."""
 
-    format: Literal["auto", "messages", "prompt_completion", "alpaca", "sharegpt"] = option(
-        "auto", "conversation format of the rows; auto detects it and says so"
+    format: Literal["auto", "messages", "prompt_completion", "alpaca", "sharegpt", "comparison"] = option(
+        "auto", "conversation format of the rows; auto detects it and says so. comparison trains a judge"
     )
     columns: dict[str, str] = option(
         {}, "renames before reading: our column name -> the file's, e.g. {prompt: question}", advanced=True

@@ -39,10 +39,19 @@ COMPLETIONS = ("completion", "response", "answer", "solution")
 
 @dataclass(frozen=True, slots=True)
 class Dialogue:
-    """A conversation that was read, and the tools its assistant may call."""
+    """A conversation that was read, and the tools its assistant may call.
+
+    ``swapped`` is the same comparison with its answers in the other order, where it is one.
+    """
 
     messages: tuple[Message, ...]
     tools: tuple[Mapping[str, Any], ...] = ()
+    swapped: tuple[Message, ...] = ()
+
+    @property
+    def orders(self) -> tuple[tuple[Message, ...], ...]:
+        """All that is trained of it: the conversation, or both orders of a comparison."""
+        return (self.messages, self.swapped) if self.swapped else (self.messages,)
 
 
 @dataclass(frozen=True, slots=True)

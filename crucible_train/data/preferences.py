@@ -2,7 +2,7 @@ r"""Which preference a row means. One entry of ``PREFERENCES`` a format.
 
 pairs        {"prompt": text or messages, "chosen": text or messages, "rejected": text or messages}
              without a prompt: conversations that begin alike, or transcripts "\n\nHuman: ...\n\nAssistant: ..."
-comparison   {"prompt", "completion_A", "completion_B", "label": "A" | "B" | "Tie"}
+comparison   {"prompt", "completion_A", "completion_B", "label": "A" | "B" | "Tie"}     (also answer_a and a, and so on)
 labelled     {"prompt", "completion", "label": true | false}
 
 What stands before the completions is the prompt, the same for both. A pair that says nothing of what is preferred, be
@@ -28,8 +28,13 @@ from crucible_train.data.conversations import (
 )
 from crucible_train.data.rows import Reason, SetAside
 from crucible_train.errors import DataError
+from crucible_train.judges import LABELS, Label
 from crucible_train.types import Message, Preference
 
+ASKED = (*PROMPTS, "messages")
+"""Names of the column that holds what both answers of a comparison are to."""
+FIRST, SECOND = ("completion_A", "answer_a", "response_a", "a"), ("completion_B", "answer_b", "response_b", "b")
+"""Names of the columns that hold the two answers of a comparison."""
 EXAMPLE = 'a pair, such as {"prompt": "What is 2 + 2?", "chosen": "4", "rejected": "5"}'
 _TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 _SPEAKERS = {"Human": "user", "Assistant": "assistant"}
@@ -82,16 +87,27 @@ def _read_pair(row: Row) -> Preference:
 
 
 def _read_comparison(row: Row) -> Preference:
-    before = _prompt(row, first_of(row, PROMPTS))
-    first, second = (_behind(before, name, row[name]) for name in ("completion_A", "completion_B"))
-    label = row["label"]
-    word = label.strip().lower() if isinstance(label, str) else label
-    if word == "tie":
+    before, first, second, label = read_sides(row)
+    if label == "Tie":
         raise SetAside(Reason.TIE, "label is Tie: neither completion is preferred")
-    if word not in ("a", "b"):
-        raise DataError(f"label must be A, B or Tie, not {label!r}")
-    chosen, rejected = (first, second) if word == "a" else (second, first)
+    chosen, rejected = (first, second) if label == "A" else (second, first)
     return Preference(before, chosen, rejected, tools_of(row))
+
+
+def read_sides(row: Row) -> tuple[Messages, Messages, Messages, Label]:
+    """The prompt of a comparison, its two answers and its label.
+
+    Raises:
+        SetAside: an answer is to another prompt.
+        DataError: a field is wrong.
+    """
+    before, label = _prompt(row, first_of(row, ASKED)), row["label"]
+    word = label.strip().lower() if isinstance(label, str) else label
+    found = next((known for known in LABELS if known.lower() == word), None)
+    if found is None:
+        raise DataError(f"label must be A, B or Tie, not {label!r}")
+    first, second = (_behind(before, names[0], first_of(row, names)) for names in (FIRST, SECOND))
+    return before, first, second, found
 
 
 def _read_labelled(row: Row) -> Preference:
@@ -177,10 +193,12 @@ def _num_shared(chosen: Sequence[Message], rejected: Sequence[Message]) -> int:
     return num
 
 
+COMPARED = (ASKED, FIRST, SECOND, ("label",))
+"""The columns of a comparison."""
 PREFERENCES: FormatTable[Preference] = FormatTable(
     "preference",
     (
-        Format("comparison", (PROMPTS, ("completion_A",), ("completion_B",), ("label",)), _read_comparison),
+        Format("comparison", COMPARED, _read_comparison),
         Format("pairs", (("chosen",), ("rejected",)), _read_pair),
         Format("labelled", (PROMPTS, COMPLETIONS, ("label",)), _read_labelled),
     ),

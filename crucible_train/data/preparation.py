@@ -8,8 +8,8 @@ from typing import Any
 from crucible_train import files
 from crucible_train.config.redaction import hide_secrets
 from crucible_train.config.sections import DataConfig
-from crucible_train.data.conversations import CONVERSATIONS as CONVERSATION_FORMATS
-from crucible_train.data.conversations import Format, Row, read_row
+from crucible_train.data.comparisons import SUPERVISED, read_dialogue
+from crucible_train.data.conversations import Format, Row
 from crucible_train.data.rows import Quarantine
 from crucible_train.data.source_rows import SourceRows
 from crucible_train.data.tables import StoredDialogue, write_dialogues
@@ -67,11 +67,11 @@ def _read(store: DatasetStore, source: str, config: DataConfig, path: Path, quar
 
     def stored(row: Row, form: Format[Sequence[Any]], renames: Mapping[str, str], where: str) -> StoredDialogue:
         nonlocal num_turns
-        dialogue = read_row(row, form, renames)
+        dialogue = read_dialogue(row, form, renames)
         found = StoredDialogue.of(dialogue, where)
         num_turns += len(dialogue.messages)
         return found
 
-    rows = SourceRows(CONVERSATION_FORMATS, stored, config, quarantine)
+    rows = SourceRows(SUPERVISED, stored, config, quarantine)
     num_rows = write_dialogues(path, rows.read(store, source))
     return _Reading(rows.format.name if rows.format else "none", rows.columns, num_rows, num_turns)

@@ -52,16 +52,23 @@ def render_rows(
 ) -> RenderedRows:
     """Render conversations by their numbers, for a model of so many positions; their text is encoded together."""
     read = [dialogues[row] for row in rows.tolist()]
-    rendered = renderer.build_many(
-        ((dialogue.messages, dialogue.tools or None) for dialogue in read), TrainOnWhat(config.train_on)
+    rendered = iter(
+        renderer.build_many(
+            ((messages, dialogue.tools or None) for dialogue in read for messages in dialogue.orders),
+            TrainOnWhat(config.train_on),
+        )
     )
     good: list[tuple[int, npt.NDArray[np.int32], npt.NDArray[np.float32]]] = []
     bad_rows: list[BadRow] = []
-    for row, dialogue, found in zip(rows.tolist(), read, rendered, strict=True):
-        problem = has_picture(dialogue.messages) or why_not_trained(found, config.max_length, max_positions)
+    for row, dialogue in zip(rows.tolist(), read, strict=True):
+        orders = [next(rendered) for _ in dialogue.orders]
+        problems = (why_not_trained(found, config.max_length, max_positions) for found in orders)
+        problem = has_picture(dialogue.messages) or next(filter(None, problems), None)
         if problem is not None:
             bad_rows.append(BadRow(dialogues.where(row), *problem))
-        elif not isinstance(found, RenderError):
+            continue
+        for found in orders:
+            assert not isinstance(found, RenderError)  # else it had a problem
             good += [(row, model_input.to_array(), weights) for model_input, weights in found]
     num_bytes = _num_bytes(renderer.tokenizer, [(tokens, weights) for _, tokens, weights in good])
     examples = [Example(tokens, weights, row, num) for (row, tokens, weights), num in zip(good, num_bytes, strict=True)]

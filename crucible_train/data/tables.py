@@ -16,10 +16,10 @@ from crucible_train import files
 from crucible_train.data.conversations import Dialogue
 from crucible_train.data.examples import Example
 from crucible_train.errors import DataError
-from crucible_train.types import conversation
+from crucible_train.types import Message, conversation
 
 ROWS_A_BATCH = 1024
-_DIALOGUES = pa.schema([("messages", pa.string()), ("tools", pa.string()), ("where", pa.string())])
+_DIALOGUES = pa.schema([(name, pa.string()) for name in ("messages", "tools", "swapped", "where")])
 EXAMPLES = pa.schema(
     [
         ("tokens", pa.list_(pa.int32())),
@@ -32,10 +32,11 @@ EXAMPLES = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class StoredDialogue:
-    """A conversation as it is written: JSON texts of its messages and tools, and the place it came from."""
+    """A conversation as it is written: JSON texts, None where there is nothing, and the place it came from."""
 
     messages: str
     tools: str | None
+    swapped: str | None
     where: str
 
     @classmethod
@@ -45,12 +46,16 @@ class StoredDialogue:
         Raises:
             DataError: it holds a value that JSON has no form for, such as the bytes of a picture or a date.
         """
+
+        def text(messages: Sequence[Message]) -> str:
+            return json.dumps([message.to_dict() for message in messages], ensure_ascii=False)
+
         try:
-            messages = json.dumps([message.to_dict() for message in dialogue.messages], ensure_ascii=False)
             tools = json.dumps(dialogue.tools, ensure_ascii=False) if dialogue.tools else None
+            swapped = text(dialogue.swapped) if dialogue.swapped else None
+            return cls(text(dialogue.messages), tools, swapped, where)
         except (TypeError, ValueError, RecursionError) as error:
             raise DataError(f"a value cannot be stored as JSON: {error}") from error
-        return cls(messages, tools, where)
 
 
 def write_dialogues(path: Path, dialogues: Iterable[StoredDialogue]) -> int:
@@ -59,7 +64,7 @@ def write_dialogues(path: Path, dialogues: Iterable[StoredDialogue]) -> int:
     def batches() -> Iterator[pa.RecordBatch]:
         iterator = iter(dialogues)
         while rows := list(islice(iterator, ROWS_A_BATCH)):
-            columns = [[row.messages for row in rows], [row.tools for row in rows], [row.where for row in rows]]
+            columns = [[getattr(row, name) for row in rows] for name in _DIALOGUES.names]
             yield pa.record_batch(columns, schema=_DIALOGUES)
 
     return write_table(path, _DIALOGUES, batches())
@@ -112,9 +117,12 @@ class Dialogues(Table):
     def __getitem__(self, index: int) -> Dialogue:
         """The conversation of a row."""
         batch, place = self._place(index)
-        tools = batch.column("tools")[place].as_py()
-        messages = conversation(json.loads(batch.column("messages")[place].as_py()))
-        return Dialogue(messages, tuple(json.loads(tools)) if tools is not None else ())
+        messages, tools, swapped = (batch.column(name)[place].as_py() for name in ("messages", "tools", "swapped"))
+        return Dialogue(
+            conversation(json.loads(messages)),
+            tuple(json.loads(tools)) if tools is not None else (),
+            conversation(json.loads(swapped)) if swapped is not None else (),
+        )
 
     def where(self, index: int) -> str:
         """The place a row came from."""

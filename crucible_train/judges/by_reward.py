@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
+import numpy.typing as npt
 
 from crucible_train.judges.verdicts import Belief, Judgement
 from crucible_train.renderers import Renderer, TrainOnWhat
@@ -29,10 +30,15 @@ class RewardModel(Protocol):
         """What each is worth; only differences between answers to one prompt mean anything."""
 
 
+def up_to_reward(tokens_T: npt.NDArray[np.int32], weights_T: npt.NDArray[np.float32]) -> npt.NDArray[np.int32]:
+    """The ids of a rendered answer up to the last that counts as a target: the end of its turn."""
+    return tokens_T[: int(np.flatnonzero(weights_T)[-1]) + 1]
+
+
 def reward_input(renderer: Renderer, prompt: Sequence[Message], answer: Message) -> ModelInput:
-    """The ids at whose last one an answer's reward is read: up to the end of its turn."""
+    """The ids at whose last one an answer's reward is read."""
     ids, weights_T = renderer.build_supervised_example((*prompt, answer), TrainOnWhat.LAST_ASSISTANT_MESSAGE)
-    return ModelInput.from_ints(ids.to_array()[: int(np.flatnonzero(weights_T)[-1]) + 1])
+    return ModelInput.from_ints(up_to_reward(ids.to_array(), weights_T))
 
 
 class RewardJudge:

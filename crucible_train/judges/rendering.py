@@ -60,16 +60,11 @@ class ComparisonRenderer:
         Raises:
             RenderError: a message holds what text cannot show.
         """
-        lines = [self._instructions, "Conversation:"]
-        for message in prompt:
-            lines += _quoted(f"{message.role}: {_shown(message)}")
-        lines += ["Answer A:", *_quoted(_shown(a)), "Answer B:", *_quoted(_shown(b)), QUESTION]
-        return (Message("user", "\n".join(lines)),)
+        return _question(self._instructions, prompt, a, b)
 
     def conversation(self, comparison: Comparison) -> tuple[Message, ...]:
         """The question and its answer, the label."""
-        asked = self.messages(comparison.prompt, comparison.a, comparison.b)
-        return (*asked, Message("assistant", comparison.label))
+        return conversation_of(comparison, self._instructions)
 
     def judging_prompt(self, prompt: Sequence[Message], a: Message, b: Message) -> ModelInput:
         """The ids after which the label's token stands.
@@ -117,6 +112,24 @@ class ComparisonRenderer:
                 f"renderer: {self._renderer.name}: {', '.join(LABELS)} do not begin with different tokens"
             )
         return rests[0][:num], dict(zip(LABELS, tokens, strict=True))
+
+
+def conversation_of(comparison: Comparison, instructions: str = INSTRUCTIONS) -> tuple[Message, ...]:
+    """What a judge is asked, and what it is to answer: the label.
+
+    Raises:
+        RenderError: a message holds what text cannot show.
+    """
+    asked = _question(instructions, comparison.prompt, comparison.a, comparison.b)
+    return (*asked, Message("assistant", comparison.label))
+
+
+def _question(instructions: str, prompt: Sequence[Message], a: Message, b: Message) -> tuple[Message, ...]:
+    lines = [instructions, "Conversation:"]
+    for message in prompt:
+        lines += _quoted(f"{message.role}: {_shown(message)}")
+    lines += ["Answer A:", *_quoted(_shown(a)), "Answer B:", *_quoted(_shown(b)), QUESTION]
+    return (Message("user", "\n".join(lines)),)
 
 
 def _quoted(text: str) -> list[str]:

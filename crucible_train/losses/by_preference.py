@@ -1,4 +1,4 @@
-"""What a loss over preferences gives each preference, from log-probabilities that are known.
+"""What a loss over preferences gives each preference, from log-probabilities or rewards that are known.
 
 Axes: D datums, N positions of a datum, S positions that count, R preferences.
 """
@@ -9,17 +9,20 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from crucible_train.losses import LossFunction, loss_function
-from crucible_train.types import Datum, PreferenceLoss
+from crucible_train.losses import LossFunction, bradley_terry, loss_function
+from crucible_train.types import AnyPreferenceLoss, BradleyTerry, Datum
 
 
 def losses_by_preference(
-    loss: PreferenceLoss, datums_D: Sequence[Datum], logprobs_D: Sequence[npt.NDArray[np.float32]]
+    loss: AnyPreferenceLoss, datums_D: Sequence[Datum], logprobs_D: Sequence[npt.NDArray[np.float32]]
 ) -> npt.NDArray[np.float64]:
     """The loss of each pair, or of each datum where the loss is over single ones: (R,), in the order of the datums.
 
-    Weights choose positions, and multiply nothing.
+    Weights choose positions, and multiply nothing. For ``BradleyTerry`` the last value of each datum is its reward.
     """
+    if isinstance(loss, BradleyTerry):
+        rewards_D = torch.tensor([float(values_N[-1]) for values_N in logprobs_D], dtype=torch.float64)
+        return np.asarray(bradley_terry.per_pair(rewards_D[0::2], rewards_D[1::2]).numpy(), np.float64)
     function = loss_function(loss)
     assert isinstance(function, LossFunction)
     counts_D = [datum.loss_fn_inputs["weights"].to_numpy() != 0 for datum in datums_D]

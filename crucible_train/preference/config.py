@@ -6,9 +6,9 @@ from pydantic import model_validator
 
 from crucible_train.config.base import Section, option
 from crucible_train.config.sections import AdamConfig, StepsOrShare
-from crucible_train.types import DPO, IPO, KTO, ORPO, PreferenceLoss, SimPO
+from crucible_train.types import DPO, IPO, KTO, ORPO, AnyPreferenceLoss, BradleyTerry, SimPO
 
-LossType = Literal["sigmoid", "ipo", "kto", "orpo", "simpo"]
+LossType = Literal["sigmoid", "ipo", "kto", "orpo", "simpo", "bradley_terry"]
 _ONLY: dict[str, LossType] = {
     "label_smoothing": "sigmoid",
     "simpo_gamma": "simpo",
@@ -20,7 +20,10 @@ _ONLY: dict[str, LossType] = {
 class PreferenceConfig(Section):
     """How preferences become a gradient."""
 
-    loss_type: LossType = option("sigmoid", "sigmoid is DPO; ipo, kto; orpo and simpo, which need no reference")
+    loss_type: LossType = option(
+        "sigmoid",
+        "sigmoid is DPO; ipo, kto; orpo and simpo, which need no reference; bradley_terry trains a reward model",
+    )
     beta: float | None = option(
         None,
         "strength of the pull towards the reference, above 0: of the preference in orpo (its lambda) and simpo; "
@@ -39,9 +42,11 @@ class PreferenceConfig(Section):
         for name, loss_type in _ONLY.items():
             if self.loss_type != loss_type and getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name}: {self.loss_type} does not read it; remove it, or take {loss_type}")
+        if self.is_reward_model and self.beta is not None:
+            raise ValueError(f"beta: {self.loss_type} does not read it; remove it")
         return self
 
-    def loss(self) -> PreferenceLoss:
+    def loss(self) -> AnyPreferenceLoss:
         """The loss as a value."""
         match self.loss_type:
             case "sigmoid":
@@ -56,12 +61,19 @@ class PreferenceConfig(Section):
                 )
             case "orpo":
                 return ORPO(beta=self.beta or 0.1)
+            case "bradley_terry":
+                return BradleyTerry()
         return SimPO(beta=self.beta or 2.0, gamma=self.simpo_gamma)
 
     @property
     def needs_reference(self) -> bool:
         """Whether the loss reads the model before training."""
-        return self.loss_type not in ("orpo", "simpo")
+        return self.loss_type not in ("orpo", "simpo", "bradley_terry")
+
+    @property
+    def is_reward_model(self) -> bool:
+        """Whether the model gets a scalar head, and gives answers rewards in place of log-probabilities."""
+        return self.loss_type == "bradley_terry"
 
     @property
     def needs_mismatched(self) -> bool:
@@ -79,7 +91,8 @@ class DPOOptimConfig(AdamConfig):
 
     learning_rate: float | None = option(
         None,
-        "peak rate, above 0; null: 2e-5 (4096 / hidden size)^0.8 for an adapter, a tenth of that without one",
+        "peak rate, above 0; null: 2e-5 (4096 / hidden size)^0.8 for an adapter, ten times that for bradley_terry, "
+        "a tenth of either without an adapter",
         gt=0,
     )
     num_train_epochs: float = option(1.0, "passes over the data, above 0", gt=0)

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from crucible_train.data.preference_tables import RenderedPreference, Side
+from crucible_train.judges import up_to_reward
 from crucible_train.types import Datum, ModelInput, TensorData
 
 Floats = npt.NDArray[np.float32]
@@ -49,6 +50,14 @@ def side_datum(
     if reference_point is not None:
         inputs["reference_point"] = TensorData(np.full(counts_N.size, reference_point, np.float32), "float32")
     return Datum(ModelInput.from_ints(side.tokens_T[:-1]), inputs)
+
+
+def rewarded_datum(side: Side, scale: float) -> Datum:
+    """One sequence up to where its reward is read, as a judge reads it; the last weight multiplies its pair's loss."""
+    tokens_T = up_to_reward(side.tokens_T, side.weights_T)
+    weights_T = np.zeros(tokens_T.size, np.float32)
+    weights_T[-1] = scale
+    return Datum(ModelInput.from_ints(tokens_T), {"weights": TensorData(weights_T, "float32")})
 
 
 def mismatched(preferences: Sequence[RenderedPreference], index: int) -> Side:

@@ -1,6 +1,7 @@
 """What is measured of preferences: while training for nothing, since a step's log-probabilities are there.
 
-reward      beta sum (logp - reference_logprobs); without a reference beta times the mean of logp
+reward      beta sum (logp - reference_logprobs); without a reference beta times the mean of logp; of a reward model
+            what its head gives, and nothing is measured of log-probabilities
 margin      the chosen reward less the rejected one; of a completion alone, how far its reward is on its side of beta z
 accuracy    1 where the margin is above 0, 1/2 where it is 0, 0 below
 logprob     sum of logp over the completion
@@ -22,13 +23,13 @@ import numpy.typing as npt
 from crucible_train import files
 from crucible_train.data.preference_tables import RenderedPreference
 from crucible_train.ports import TrainingClient
-from crucible_train.preference.datums import mismatched, side_datum
+from crucible_train.preference.datums import mismatched, rewarded_datum, side_datum
 from crucible_train.preference.reference import ReferenceLogprobs
-from crucible_train.types import KTO, CrossEntropy, Datum, PreferenceLoss
+from crucible_train.types import KTO, AnyPreferenceLoss, BradleyTerry, CrossEntropy, Datum, PreferenceLoss
 
 Floats = npt.NDArray[np.float32]
 References = Sequence[ReferenceLogprobs]
-LossesOf = Callable[[PreferenceLoss, Sequence[Datum], Sequence[Floats]], npt.NDArray[np.float64]]
+LossesOf = Callable[[AnyPreferenceLoss, Sequence[Datum], Sequence[Floats]], npt.NDArray[np.float64]]
 """The loss of each pair, or of each datum where the loss is over single ones."""
 
 FIGURES = ("accuracy", "margin", "chosen_reward", "rejected_reward", "chosen_logprob", "rejected_logprob", "kl")
@@ -82,9 +83,11 @@ class Batch:
         prompts = [min(side.num_prompt for _, side in one.sides) for one in found]
         return sum(p + sum(s.tokens_T.size - p for _, s in one.sides) for p, one in zip(prompts, found, strict=True))
 
-    def datums(self, loss: PreferenceLoss, reference_point: float | None) -> list[Datum]:
+    def datums(self, loss: AnyPreferenceLoss, reference_point: float | None) -> list[Datum]:
         """Their sides, scaled so that the summed loss is a mean over pairs, or over sequences for KTO."""
         found = [(index, self.of.preferences[index]) for index in self.indices]
+        if isinstance(loss, BradleyTerry):
+            return [rewarded_datum(side, 1 / len(found)) for _, one in found for _, side in one.sides]
         num = sum(len(one.sides) for _, one in found) if isinstance(loss, KTO) else len(found)
         return [
             side_datum(
@@ -99,7 +102,7 @@ class Batch:
             for number, side in one.sides
         ]
 
-    async def reference_point(self, client: TrainingClient, loss: PreferenceLoss) -> float | None:
+    async def reference_point(self, client: TrainingClient, loss: AnyPreferenceLoss) -> float | None:
         """What KTO measures from: how much likelier mismatched completions have become, 0 at least; else None."""
         if not isinstance(loss, KTO):
             return None
@@ -117,19 +120,23 @@ class Batch:
 
     def measured(
         self,
-        loss: PreferenceLoss,
+        loss: AnyPreferenceLoss,
         logprobs_D: Sequence[Floats],
         reference_point: float | None,
         losses: Sequence[float] | None = None,
     ) -> list[Measured]:
-        """The figures of each, from the log-probabilities of its datums; ``losses`` holds one a preference."""
+        """The figures of each, from what a pass over its datums gave; ``losses`` holds one a preference."""
         of_side, found = iter(logprobs_D), []
         for place, index in enumerate(self.indices):
             one, reference = self.of.preferences[index], None
+            loss_of_it = None if losses is None else float(losses[place])
+            if isinstance(loss, BradleyTerry):
+                rewards = {number: float(next(of_side)[-1]) for number, _ in one.sides}
+                found.append(_rewarded(index, one, rewards, loss_of_it))
+                continue
             if self.of.references is not None:
                 reference = self.of.references[index]
             sides = {number: next(of_side)[side.weights_T[1:] != 0] for number, side in one.sides}
-            loss_of_it = None if losses is None else float(losses[place])
             found.append(_measured(index, sides, reference, loss, reference_point or 0.0, loss_of_it))
         return found
 
@@ -159,7 +166,7 @@ def _measured(
     totals = {number: float(logprobs_S.sum(dtype=np.float64)) for number, logprobs_S in sides.items()}
     return Measured(
         row=row,
-        accuracy=float(margin > 0) + 0.5 * float(margin == 0),
+        accuracy=_accuracy(margin),
         margin=margin,
         chosen_reward=rewards.get(1),
         rejected_reward=rewards.get(-1),
@@ -171,8 +178,31 @@ def _measured(
     )
 
 
+def _rewarded(
+    row: int, preference: RenderedPreference, rewards: Mapping[int, float], loss_of_it: float | None
+) -> Measured:
+    """The figures of a pair that a reward model was shown."""
+    margin = rewards[1] - rewards[-1]
+    return Measured(
+        row=row,
+        accuracy=_accuracy(margin),
+        margin=margin,
+        chosen_reward=rewards[1],
+        rejected_reward=rewards[-1],
+        chosen_logprob=None,
+        rejected_logprob=None,
+        kl=None,
+        num_tokens=sum(int(np.count_nonzero(side.weights_T[1:])) for _, side in preference.sides),
+        loss=loss_of_it,
+    )
+
+
+def _accuracy(margin: float) -> float:
+    return float(margin > 0) + 0.5 * float(margin == 0)
+
+
 async def measure(
-    client: TrainingClient, held_out: PreferenceSet, loss: PreferenceLoss, losses_of: LossesOf
+    client: TrainingClient, held_out: PreferenceSet, loss: AnyPreferenceLoss, losses_of: LossesOf
 ) -> list[Measured]:
     """Every preference of a set by the client's model."""
     everything = Batch(held_out, range(len(held_out)))
@@ -188,7 +218,7 @@ async def measure(
     return found
 
 
-def measure_reference(held_out: PreferenceSet, loss: PreferenceLoss, losses_of: LossesOf) -> list[Measured]:
+def measure_reference(held_out: PreferenceSet, loss: AnyPreferenceLoss, losses_of: LossesOf) -> list[Measured]:
     """Every preference of a set by the reference itself, whose log-probabilities are known: nothing is computed."""
     assert held_out.references is not None
     everything = Batch(held_out, range(len(held_out)))

@@ -7,6 +7,9 @@
 
 That is DPO, whose implicit reward of a completion is beta log p_theta / p_ref; IPO, KTO, ORPO and SimPO put another
 loss (``crucible_train.types.loss``) in its place. Both sides of a pair stand in one pass, their prompt computed once.
+Bradley-Terry trains a reward model instead, whose rewards are those of a scalar head:
+
+    L(theta) = - E_{(x, w, l)} log s( r_theta(x, w) - r_theta(x, l) )
 """
 
 import time
@@ -30,7 +33,8 @@ from crucible_train.ports import TrainingClient
 from crucible_train.preference.config import DPOEvalConfig, DPOOptimConfig, PreferenceConfig
 from crucible_train.preference.measuring import Batch, PreferenceSet, preference_metrics
 
-# A margin of log-probabilities moves much faster than their mean: what fits supervised tuning overshoots here.
+# A margin of log-probabilities moves much faster than their mean: what fits supervised tuning overshoots here. One of
+# rewards is read at one position a side and does not.
 _SHARE_OF_SUPERVISED_RATE = 0.1
 
 
@@ -118,10 +122,11 @@ def plan_of(config: DPOConfig, num_preferences: int) -> BatchPlan:
 
 
 def peak_rate(config: DPOConfig, hidden_size: int) -> float:
-    """The peak learning rate: as configured, or a tenth of what supervised tuning takes."""
+    """The peak learning rate: as configured, or a tenth of what supervised tuning takes; all of it for rewards."""
     if config.train.learning_rate is not None:
         return config.train.learning_rate
-    return float(f"{_SHARE_OF_SUPERVISED_RATE * supervised_rate(config.train, config.peft, hidden_size):.1e}")
+    share = 1.0 if config.preference.is_reward_model else _SHARE_OF_SUPERVISED_RATE
+    return float(f"{share * supervised_rate(config.train, config.peft, hidden_size):.1e}")
 
 
 def check_paired(config: DPOConfig, pairs: PreferenceSet) -> None:

@@ -53,6 +53,11 @@ class PostTrainConfig(Section):
             for field in _SHARED:
                 if getattr(section, field) != type(section).model_fields[field].default:
                     raise ValueError(f"{method}.{field}: give {field} instead: the whole chain shares it")
+        if self.dpo.preference.is_reward_model and "dpo" in self.stages[:-1]:
+            raise ValueError(
+                "dpo.preference.loss_type: bradley_terry makes a reward model, which writes no answers: let dpo be the "
+                "last of stages"
+            )
         return self
 
 

@@ -1,7 +1,13 @@
 """A run of learning from preferences in Markdown: for an orchestrator's page and for the model card."""
 
+from crucible_train.judges import SCALAR_HEAD
 from crucible_train.report.dpo_facts import DPOFacts
 from crucible_train.report.summary import card, comparison_table
+
+_REWARDS = (
+    f"This is a reward model: an answer's reward is `w . h`, h the last hidden state at the end of its turn and w in "
+    f"`{SCALAR_HEAD}`. It judges where `env.options.judge` names this folder."
+)
 
 
 def summary(facts: DPOFacts) -> str:
@@ -29,4 +35,7 @@ def model_card(facts: DPOFacts, base: str) -> str:
         f"{summary(facts)}\n\nData: {facts.data['source']}, {facts.data['num_rows']:,} preferences, "
         f"{facts.data['format']}. Rendered by `{facts.rendered['renderer']}`."
     )
-    return card("dpo", base, about, facts.command, is_adapter=facts.config["peft"]["use_peft"])
+    is_reward_model = facts.config["preference"]["loss_type"] == "bradley_terry"
+    if is_reward_model:
+        about += f"\n\n{_REWARDS}"
+    return card("dpo", base, about, facts.command, is_adapter=facts.config["peft"]["use_peft"] and not is_reward_model)

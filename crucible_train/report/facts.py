@@ -9,6 +9,7 @@ from typing import Any
 from crucible_train import files
 from crucible_train.config.overrides import differences, to_overrides
 from crucible_train.config.redaction import hide_secrets, redacted
+from crucible_train.data.comparisons import COMPARISON
 from crucible_train.data.rows import merge_counts
 from crucible_train.evaluation.comparison import Compared, compare, compare_ended
 from crucible_train.metrics_file import read_metrics
@@ -46,6 +47,11 @@ class RunFacts:
     bad_rows: Sequence[Mapping[str, Any]]
     num_bad_rows: Mapping[str, int]
     hardware: str
+
+    @property
+    def is_judge(self) -> bool:
+        """Whether comparisons were learnt, so that the model says which of two answers is better."""
+        return bool(self.data["format"] == COMPARISON)
 
 
 def gather(

@@ -5,6 +5,11 @@ from collections.abc import Sequence
 from crucible_train.evaluation.comparison import Compared
 from crucible_train.report.facts import RunFacts
 
+_JUDGES = (
+    "This is a judge: shown two answers, it says which is better, by the probabilities of A, B and Tie. It judges "
+    "where `env.options.judge` names this folder."
+)
+
 
 def comparison_table(compared: Sequence[Compared]) -> str:
     """Before and after as a Markdown table."""
@@ -41,7 +46,10 @@ def model_card(facts: RunFacts, base: str) -> str:
         f"{summary(facts)}\n\nData: {facts.data['source']}, {facts.data['num_rows']:,} rows, {facts.data['format']}. "
         f"Rendered by `{facts.rendered['renderer']}`."
     )
-    return card("sft", base, about, facts.command, is_adapter=facts.config["peft"]["use_peft"])
+    if facts.is_judge:
+        about += f"\n\n{_JUDGES}"
+    is_adapter = facts.config["peft"]["use_peft"] and not facts.is_judge
+    return card("sft", base, about, facts.command, is_adapter=is_adapter)
 
 
 def card(method: str, base: str, about: str, command: str, *, is_adapter: bool) -> str:

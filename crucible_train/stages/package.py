@@ -19,7 +19,7 @@ from crucible_train.report.summary import model_card, summary
 from crucible_train.stages.base import Stage
 from crucible_train.stages.chat_format import renderer_record
 from crucible_train.stages.prepare_model import base_name
-from crucible_train.stages.publishing import ADAPTER, MODEL
+from crucible_train.stages.publishing import ADAPTER, MODEL, whole_model
 from crucible_train.types import ArtifactRef, Hardware
 
 PUBLISHED = "model"
@@ -47,8 +47,16 @@ class Package(Stage[SFTConfig]):
         "eval",
         "checkpoint",
     )
-    code = ("report", "evaluation", "renderers", "config", "stages.chat_format")
-    libraries = ("matplotlib",)
+    code = (
+        "report",
+        "evaluation",
+        "renderers",
+        "config",
+        "stages.chat_format",
+        "stages.publishing",
+        "adapters.torch_local.merging",
+    )
+    libraries = ("matplotlib", "torch", "transformers", "peft")
 
     def __init__(self, config: SFTConfig, hardware: Hardware, run_dir: Path) -> None:
         """Package the run of this directory, whose name is the run's id."""
@@ -64,7 +72,7 @@ class Package(Stage[SFTConfig]):
         """Lay everything out as the run directory has it."""
         timings = read_metrics(self._run_dir, TIMINGS_FILE)
         facts = gather(self.config, inputs, self._hardware.description, self._run_dir.name, timings)
-        _publish(self.config, facts, inputs, folder / PUBLISHED)
+        await _publish(self.config, facts, inputs, folder / PUBLISHED)
         _write_evaluation(facts, inputs, folder / EVALUATION)
         files.write_text(folder / REPORT, page(facts))
         files.write_text(folder / SUMMARY_PAGE, summary(facts) + "\n")
@@ -73,8 +81,11 @@ class Package(Stage[SFTConfig]):
         files.copy_file(inputs["trained"] / METRICS_FILE, folder / METRICS_FILE)
 
 
-def _publish(config: SFTConfig, facts: RunFacts, inputs: Mapping[str, Path], folder: Path) -> None:
-    shutil.copytree(inputs["trained"] / (ADAPTER if config.peft.use_peft else MODEL), folder)
+async def _publish(config: SFTConfig, facts: RunFacts, inputs: Mapping[str, Path], folder: Path) -> None:
+    if facts.is_judge:  # whole: a judge is opened by its folder alone
+        await whole_model(inputs["model"], inputs["trained"], folder)
+    else:
+        shutil.copytree(inputs["trained"] / (ADAPTER if config.peft.use_peft else MODEL), folder)
     tokenizer = FastTokenizer.from_folder(inputs["model"])
     tokenizer.to_folder(folder)
     files.write_bytes(folder / RECORD_FILE, renderer_record(config, inputs["model"], tokenizer).to_bytes())

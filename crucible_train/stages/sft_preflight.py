@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from crucible_train.data.conversations import CONVERSATIONS
+from crucible_train.data.comparisons import SUPERVISED
 from crucible_train.evaluation.scorers import SCORERS
 from crucible_train.recipes.sft import SFTConfig
 from crucible_train.stages import preflight
@@ -51,7 +51,7 @@ def _watched_metric(config: SFTConfig) -> Problems:
 
 
 def _data(config: SFTConfig) -> Problems:
-    columns, table = list(config.data.columns), CONVERSATIONS if config.data.format == "auto" else None
+    columns, table = list(config.data.columns), SUPERVISED if config.data.format == "auto" else None
     yield from preflight.first_row("dataset", source_of(config.dataset), columns, table)
     if isinstance(config.data.eval_split, str):
         yield from preflight.first_row("data.eval_split", config.data.eval_split, columns, table)

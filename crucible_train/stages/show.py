@@ -15,7 +15,8 @@ from typing import Any
 from rich.text import Text
 
 from crucible_train import files, terminal, wiring
-from crucible_train.data.conversations import Format, detect, read_row
+from crucible_train.data.comparisons import SUPERVISED, read_dialogue
+from crucible_train.data.conversations import Format
 from crucible_train.errors import ConfigError, CrucibleError, DataError, RenderError
 from crucible_train.ports import SourceRow
 from crucible_train.renderers import (
@@ -141,7 +142,7 @@ def _rows(wanted: argparse.Namespace) -> tuple[list[SourceRow], Format[Any] | No
     for row in islice(wiring.dataset_store().rows(source_of(wanted.file)), last):
         if form is None and row.values is not None:
             with suppress(DataError):
-                form = detect(list(row.values))
+                form = SUPERVISED.detect(list(row.values))
         rows.append(row)
     if not rows:
         raise DataError(f"{wanted.file}: it holds no rows")
@@ -154,8 +155,13 @@ def _shown(row: SourceRow, form: Format[Any] | None, renderer: Renderer, train_o
     if row.values is None:
         return ShownRow(row.where, (), row.problem or "unreadable")
     try:
-        dialogue = read_row(row.values, form or detect(list(row.values)), {})
-        examples = renderer.build_supervised_examples(dialogue.messages, train_on, tools=dialogue.tools or None)
+        dialogue = read_dialogue(row.values, form or SUPERVISED.detect(list(row.values)), {})
+        tools = dialogue.tools or None
+        examples = [
+            example
+            for messages in dialogue.orders
+            for example in renderer.build_supervised_examples(messages, train_on, tools=tools)
+        ]
     except (DataError, RenderError) as error:
         return ShownRow(row.where, (), str(error))
     return ShownRow(row.where, [shown_tokens(example, renderer.tokenizer) for example in examples])

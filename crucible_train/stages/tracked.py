@@ -16,6 +16,7 @@ from crucible_train.metrics_file import last_step
 from crucible_train.ports import Cell, LoggedArtifact, MetricsLogger, RunInfo
 from crucible_train.stages.base import open_artifact
 from crucible_train.stages.package import EVALUATION, PUBLISHED, REPORT
+from crucible_train.stages.publishing import ADAPTER_CONFIG
 from crucible_train.stages.run_directory import CONFIG, RECORD
 from crucible_train.types import ArtifactRef
 
@@ -81,7 +82,7 @@ def note_results(run_dir: Path, artifacts: str) -> None:
     for picture in sorted(run_dir.glob("*.png")):
         journal.add_image(f"report/{picture.stem}", picture, num_steps)
     refs = {name: ArtifactRef.model_validate(ref) for name, ref in record.get("artifacts", {}).items()}
-    for one in (*_inputs(config, refs), *_outputs(run_dir, config, refs, artifacts)):
+    for one in (*_inputs(config, refs), *_outputs(run_dir, refs, artifacts)):
         journal.add_artifact(one)
 
 
@@ -125,10 +126,8 @@ def _counts(config: Mapping[str, Any], ref: ArtifactRef) -> dict[str, Cell]:
     return {name: value for name, value in found.items() if name.startswith("num_") or name == "format"}
 
 
-def _outputs(
-    run_dir: Path, config: Mapping[str, Any], refs: Mapping[str, ArtifactRef], artifacts: str
-) -> Iterator[LoggedArtifact]:
-    is_adapter = bool(config.get("peft", {}).get("use_peft"))
+def _outputs(run_dir: Path, refs: Mapping[str, ArtifactRef], artifacts: str) -> Iterator[LoggedArtifact]:
+    is_adapter = (run_dir / PUBLISHED / ADAPTER_CONFIG).is_file()
     is_sent = artifacts == "all" or (artifacts == "adapter" and is_adapter)
     if "trained" in refs:
         yield LoggedArtifact(

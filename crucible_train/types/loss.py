@@ -243,7 +243,9 @@ class CustomLoss:
     function: Callable[[Sequence[Any], Sequence[Mapping[str, Any]]], tuple[Any, Mapping[str, float]]]
 
 
-Loss = CrossEntropy | PolicyLoss | Divergence | PreferenceLoss | BradleyTerry | CustomLoss
+AnyPreferenceLoss = PreferenceLoss | BradleyTerry
+"""What preferences are learned by: the log-probabilities of a language model, or the rewards of a scalar head."""
+Loss = CrossEntropy | PolicyLoss | Divergence | AnyPreferenceLoss | CustomLoss
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,17 +28,19 @@ def smollm2_tokenizer(tiny_model: Path) -> Tokenizer:
 def local_client(
     tiny_model: Path, smollm2_tokenizer: Tokenizer, tmp_path: Path
 ) -> Iterator[Callable[..., TrainingClient]]:
-    """The local engine in float32 on one thread; the rank and dropout of the adapter, or no rank for full training."""
+    """The local engine in float32 on one thread: the adapter's rank and dropout, no rank for full training, a head."""
     from crucible_train.adapters.torch_local.backend import EngineSettings, LocalBackend
     from crucible_train.adapters.torch_local.loading import Lora
+    from crucible_train.adapters.torch_local.reward_backend import RewardBackend
     from crucible_train.types import Hardware
 
     made: list[Any] = []
 
-    def build(rank: int | None, dropout: float = 0.0) -> TrainingClient:
+    def build(rank: int | None, dropout: float = 0.0, *, has_head: bool = False) -> TrainingClient:
         lora = None if rank is None else Lora(rank, 4.0 * rank, dropout, "all-linear")
         settings = EngineSettings(Hardware("cpu", "float32", 1), tmp_path / "states", micro_batch_tokens=60, seed=3)
-        made.append(LocalBackend(tiny_model, smollm2_tokenizer, settings, lora, name="tiny"))
+        kind = RewardBackend if has_head else LocalBackend
+        made.append(kind(tiny_model, smollm2_tokenizer, settings, lora, name="tiny"))
         return wiring.conforming(made[-1], TrainingClient, "training client")
 
     yield build

@@ -21,7 +21,12 @@ from crucible_train.types import (
     TensorData,
 )
 
-KINDS: dict[str, dict[str, Any]] = {"lora": {"rank": 2}, "full": {"rank": None}}
+KINDS: dict[str, dict[str, Any]] = {
+    "lora": {"rank": 2},
+    "full": {"rank": None},
+    "lora with a head": {"rank": 2, "has_head": True},
+    "full with a head": {"rank": None, "has_head": True},
+}
 WITH_DROPOUT = {"lora with dropout": {"rank": 2, "dropout": 0.3}}
 ADAM = AdamParams(learning_rate=0.02, weight_decay=0.1, grad_clip_norm=1.0)
 Make = Callable[..., TrainingClient]
@@ -30,7 +35,7 @@ Make = Callable[..., TrainingClient]
 @pytest.fixture(params=KINDS.values(), ids=KINDS)
 def make(request, local_client: Make) -> Make:
     """Clients of one kind over the same states."""
-    return lambda **kind: local_client(**(kind or request.param))
+    return lambda **kind: local_client(**(request.param | kind))
 
 
 @pytest.fixture(params=[*KINDS.values(), *WITH_DROPOUT.values()], ids=[*KINDS, *WITH_DROPOUT])

@@ -10,7 +10,7 @@ import pytest
 
 from crucible_train import wiring
 from crucible_train.data.preference_tables import RenderedPreference, Side
-from crucible_train.preference.datums import mismatched, side_datum
+from crucible_train.preference.datums import mismatched, rewarded_datum, side_datum
 from crucible_train.preference.measuring import (
     Batch,
     PreferenceSet,
@@ -21,7 +21,7 @@ from crucible_train.preference.measuring import (
     write_measured,
 )
 from crucible_train.preference.reference import ReferenceLogprobs, ReferenceTable, write_reference
-from crucible_train.types import DPO, KTO, ORPO, SimPO
+from crucible_train.types import DPO, KTO, ORPO, BradleyTerry, SimPO
 
 
 def side(tokens: list[int], num_prompt: int = 2) -> Side:
@@ -52,6 +52,32 @@ def test_a_sides_datum_predicts_its_completion() -> None:
         "reference_logprobs": [0.0, -2.0, -3.0],
         "reference_point": [0.25] * 3,
     }
+
+
+def test_a_rewarded_side_ends_with_its_answer() -> None:
+    """What the chat format writes behind the answer is not read; the weight of the last id is that of the pair."""
+    answer = Side(np.array([1, 2, 3, 4, 5], np.int32), floats(0, 0, 1, 1, 0))
+    found = rewarded_datum(answer, 0.25)
+    assert found.model_input.to_ints() == [1, 2, 3, 4]
+    assert found.loss_fn_inputs["weights"].tolist() == [0, 0, 0, 0.25]
+
+
+def test_the_figures_of_a_reward_model_by_hand() -> None:
+    """Rewards 2 and 0.5, then -1 and -1: margins 1.5 and 0, losses log(1 + e^-1.5) and log 2."""
+    loss, twice = BradleyTerry(), [PAIR, RenderedPreference(PAIR.chosen, PAIR.rejected, 1)]
+    batch = Batch(PreferenceSet(twice, None), range(2))
+    datums = batch.datums(loss, None)
+    assert [datum.model_input.to_ints() for datum in datums] == [[1, 2, 3, 4], [1, 2, 5]] * 2
+    assert [datum.loss_fn_inputs["weights"].tolist()[-1] for datum in datums] == [0.5] * 4
+    rewards_D = [floats(0, 0, 0, 2), floats(0, 0, 0.5), floats(0, 0, 0, -1), floats(0, 0, -1)]
+    losses = wiring.losses_by_preference(loss, datums, rewards_D)
+    assert losses == pytest.approx([math.log1p(math.exp(-1.5)), math.log(2)])
+    first, second = batch.measured(loss, rewards_D, None, losses)
+    assert (first.margin, first.accuracy, first.chosen_reward, first.rejected_reward) == (1.5, 1.0, 2.0, 0.5)
+    assert (second.margin, second.accuracy, second.loss) == (0.0, 0.5, pytest.approx(math.log(2)))
+    assert (first.num_tokens, first.chosen_logprob, first.rejected_logprob, first.kl) == (3, None, None, None)
+    assert preference_metrics("eval", [first, second])["eval/accuracy"] == 0.75
+    assert "eval/kl" not in preference_metrics("eval", [first])
 
 
 def test_mismatched_completions_stand_behind_the_prompts_of_others() -> None:

@@ -1,6 +1,10 @@
 """The recipe on a tiny model: it learns what is preferred, and a run that was stopped ends as if it had not been."""
 
 import asyncio
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,17 +18,20 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from crucible_train import wiring
 from crucible_train.adapters.torch_local.backend import EngineSettings, LocalBackend
 from crucible_train.adapters.torch_local.loading import Lora
+from crucible_train.adapters.torch_local.reward_backend import RewardBackend
 from crucible_train.data.preference_tables import RenderedPreference, Side
 from crucible_train.errors import ConfigError
+from crucible_train.judges import SCALAR_HEAD
 from crucible_train.loop.run import TrainingRun
 from crucible_train.loop.training import TrainingResult
 from crucible_train.preference.measuring import PreferenceSet, measure, preference_metrics
 from crucible_train.preference.reference import computed
 from crucible_train.recipes.dpo import DPOConfig, peak_rate, train
 from crucible_train.types import Hardware
+from tests.conftest import ROOT
 
 VOCAB = 64
-ALL = ("sigmoid", "ipo", "kto", "orpo", "simpo")
+ALL = ("sigmoid", "ipo", "kto", "orpo", "simpo", "bradley_terry")
 
 
 def pairs(num: int, seed: int, *, is_lone: bool = False) -> list[RenderedPreference]:
@@ -83,6 +90,7 @@ class Trial:
     train_on: list[RenderedPreference] = field(default_factory=lambda: pairs(48, 0))
     held_out: list[RenderedPreference] = field(default_factory=lambda: pairs(40, 1))
     stop_after: int | None = None
+    is_killed: bool = False
     evaluations: dict[int, Mapping[str, float]] = field(default_factory=dict)
     reports: list[str] = field(default_factory=list)
 
@@ -106,7 +114,8 @@ class Trial:
     def client(self, config: DPOConfig, folder: Path) -> LocalBackend:
         lora = Lora(config.peft.lora_r, config.peft.lora_alpha, 0.0, "all-linear") if config.peft.use_peft else None
         settings = EngineSettings(Hardware("cpu", "float32", 1), folder, 128, seed=config.seed)
-        return LocalBackend(self.model, None, settings, lora)  # type: ignore[arg-type]
+        made = RewardBackend if config.preference.is_reward_model else LocalBackend
+        return made(self.model, None, settings, lora)  # type: ignore[arg-type]
 
     async def reference(self, config: DPOConfig, preferences: list[RenderedPreference]) -> PreferenceSet:
         if not config.preference.needs_reference:
@@ -124,7 +133,7 @@ class Trial:
         run = TrainingRun(self.run_dir, client, Silent(), config.checkpoint, self.reports.append)  # type: ignore[arg-type]
 
         if self.stop_after is not None:
-            _stop(client, self.stop_after)
+            _stop(client, self.stop_after, is_killed=self.is_killed)
 
         async def evaluate(step: int) -> Mapping[str, float]:
             found = await measure(client, held_out, config.preference.loss(), wiring.losses_by_preference)
@@ -141,12 +150,14 @@ class Trial:
         return result
 
 
-def _stop(client: LocalBackend, num_steps: int) -> None:
-    """Have the client fail after so many optimizer steps, when the next gradient is there."""
+def _stop(client: LocalBackend, num_steps: int, *, is_killed: bool) -> None:
+    """Have the client fail, or the process end, after so many optimizer steps, when the next gradient is there."""
     take, num_taken = client.optim_step, 0
 
     async def step(adam: Any) -> Any:
         nonlocal num_taken
+        if num_taken == num_steps and is_killed:
+            os.kill(os.getpid(), signal.SIGKILL)
         if num_taken == num_steps:
             raise Stopped
         num_taken += 1
@@ -204,7 +215,7 @@ def test_wanted_and_unwanted_completions_alone_are_learned(
     assert one.evaluations[32]["eval/accuracy"] > bound
 
 
-@pytest.mark.parametrize("loss_type", ["sigmoid", "ipo", "orpo", "simpo"])
+@pytest.mark.parametrize("loss_type", ["sigmoid", "ipo", "orpo", "simpo", "bradley_terry"])
 def test_a_completion_alone_is_refused_where_two_are_compared(trial: Callable[..., Trial], loss_type: str) -> None:
     one = trial({"preference.loss_type": loss_type}, train_on=pairs(8, 0, is_lone=True), held_out=pairs(8, 1))
     with pytest.raises(ConfigError, match=f"{loss_type} compares two completions, and 8 of 8 stand alone; take kto"):
@@ -221,7 +232,7 @@ def test_the_first_step_finds_the_reference(trial: Callable[..., Trial], logged:
     assert first["train/kl"] == pytest.approx(0, abs=1e-6)
 
 
-@pytest.mark.parametrize("loss_type", ["sigmoid", "kto", "simpo"])
+@pytest.mark.parametrize("loss_type", ["sigmoid", "kto", "simpo", "bradley_terry"])
 @pytest.mark.parametrize("use_peft", [True, False], ids=["lora", "full"])
 def test_a_stopped_run_ends_as_if_it_had_not_been(
     trial: Callable[..., Trial], outcome: Callable[[Path], Any], loss_type: str, use_peft: bool
@@ -239,6 +250,27 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(
     assert outcome(again.run_dir) == outcome(whole.run_dir)
 
 
+@pytest.mark.parametrize("use_peft", [True, False], ids=["lora", "full"])
+def test_a_reward_model_whose_training_was_killed_is_the_same(
+    trial: Callable[..., Trial], outcome: Callable[[Path], Any], model: Path, use_peft: bool
+) -> None:
+    """SIGKILL in the eighth step, the last state that of the fourth: head, weights and moments end bit by bit equal."""
+    fields = {"preference.loss_type": "bradley_terry", "peft.use_peft": use_peft, "train.max_steps": 12}
+    whole = trial(fields, "whole")
+    whole.run()
+    again = trial(fields, "killed")
+    program = (
+        "import sys\nfrom pathlib import Path\nfrom tests.recipes.test_dpo import Trial\n"
+        f"Trial(Path(sys.argv[1]), Path(sys.argv[2]), {fields!r}, stop_after=7, is_killed=True).run()\n"
+    )
+    words = [sys.executable, "-c", program, str(model), str(again.run_dir)]
+    assert subprocess.run(words, cwd=ROOT, check=False).returncode == -signal.SIGKILL
+    again.run()
+    assert any("goes on from step 4" in line for line in again.reports), again.reports
+    assert outcome(again.run_dir) == outcome(whole.run_dir)
+    assert SCALAR_HEAD in outcome(again.run_dir)["files"]
+
+
 def test_the_reference_does_not_depend_on_what_is_trained(trial: Callable[..., Trial]) -> None:
     one = trial()
     found = []
@@ -254,6 +286,7 @@ def test_the_default_rate_is_a_tenth_of_the_supervised_one() -> None:
     assert peak_rate(DPOConfig(), 4096) == 2e-5
     assert peak_rate(DPOConfig.model_validate({"peft": {"use_peft": False}}), 4096) == 2e-6
     assert peak_rate(DPOConfig.model_validate({"train": {"learning_rate": 3e-3}}), 4096) == 3e-3
+    assert peak_rate(DPOConfig.model_validate({"preference": {"loss_type": "bradley_terry"}}), 4096) == 2e-4
 
 
 @pytest.mark.parametrize(
@@ -265,6 +298,7 @@ def test_the_default_rate_is_a_tenth_of_the_supervised_one() -> None:
         ),
         ({"simpo_gamma": 0.5}, "simpo_gamma: sigmoid does not read it"),
         ({"desirable_weight": 2.0, "loss_type": "orpo"}, "desirable_weight: orpo does not read it"),
+        ({"beta": 0.1, "loss_type": "bradley_terry"}, "beta: bradley_terry does not read it; remove it"),
     ],
 )
 def test_a_field_that_the_loss_does_not_read_is_refused(fields: dict[str, Any], text: str) -> None:

@@ -48,6 +48,7 @@ def keys(*words: str) -> dict[str, str]:
     [
         ("preference.beta=0.3", "evaluate train package"),
         ("preference.loss_type=ipo", "evaluate train package"),
+        ("preference.loss_type=bradley_terry", "evaluate train package"),
         ("preference.loss_type=kto", "reference evaluate train package"),  # it also reads mismatched completions
         ("train.learning_rate=1e-4", "train package"),
         ("peft.lora_r=4", "evaluate train package"),
@@ -119,6 +120,10 @@ def test_a_checkpoint_that_was_trained_against_another_reference_is_refused(
         (
             ["loss_type=simpo", "metric_for_best_model=eval/kl", "checkpoint.load_best_model_at_end=true"],
             "'eval/kl' is not measured",
+        ),
+        (
+            ["loss_type=bradley_terry", "metric_for_best_model=eval/chosen_logprob", "early_stopping_patience=1"],
+            "'eval/chosen_logprob' is not measured; measured are eval/accuracy, eval/chosen_reward, eval/loss",
         ),
         (["dataset=NOWHERE.jsonl"], "dataset: .*NOWHERE"),
         (["dataset=ROWS"], r"no preference format has them"),

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from crucible_train import wiring
@@ -204,6 +204,26 @@ def test_a_saved_model_begins_with_its_head(reward_model, rank):
     assert asyncio.run(again.compute_rewards(sequences)) == asyncio.run(backend.compute_rewards(sequences))
 
 
+def test_a_state_of_another_model_changes_nothing_the_head_included(reward_model, tmp_path):
+    """Its head would fit, but its weights do not; and where the weights fit, a head of another width does not."""
+    backend, other = reward_model(2), reward_model(3)
+    sequences = [datum.model_input for datum in pairs(2)]
+
+    async def run():
+        await other.forward_backward(pairs(4), BradleyTerry())
+        await other.optim_step(AdamParams(learning_rate=1e-2))
+        before = await backend.compute_rewards(sequences)
+        with pytest.raises(CheckpointError):
+            await backend.load_state(await other.save_state("foreign"))
+        assert await backend.compute_rewards(sequences) == before
+        save_file({"weight": torch.ones(1)}, tmp_path / SCALAR_HEAD)
+        with pytest.raises(CheckpointError, match=r"not the scalar head of this model: \(1,\) in place of"):
+            backend._restore(tmp_path)
+        assert await backend.compute_rewards(sequences) == before
+
+    asyncio.run(run())
+
+
 def test_what_is_wrong_is_told(reward_model, tmp_path):
     backend = reward_model()
     with pytest.raises(TrainingError, match="datums must come in pairs"):
@@ -215,4 +235,4 @@ def test_what_is_wrong_is_told(reward_model, tmp_path):
     with pytest.raises(CheckpointError):
         asyncio.run(backend.load_state(ref))
     with pytest.raises(CheckpointError, match="not the scalar head of this model"):
-        backend._restore_head(tmp_path)
+        backend._read_head(tmp_path)

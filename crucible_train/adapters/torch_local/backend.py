@@ -160,7 +160,7 @@ class LocalBackend:
         folder = Path(ref.uri)
         if checkpoints.verify(folder) != ref.sha256:
             raise CheckpointError(f"{folder}: it is not the state that was asked for")
-        await self._compute(restore, folder, self._model, self._parameters, self._optimizer)
+        await self._compute(self._restore, folder)
 
     def sampling_client(self, *, with_adapter: bool = True) -> SamplingClient:
         """This backend, or a client of the base model: the weights as they are, with nothing of what was sampled."""
@@ -257,6 +257,9 @@ class LocalBackend:
         for serving in self._servings:
             serving.forget()  # what it knows is of weights that may change, and training needs the memory
         return function(*args)
+
+    def _restore(self, folder: Path) -> None:
+        restore(folder, self._model, self._parameters, self._optimizer)
 
     def _pass(self, datums: Sequence[Datum], loss: Loss, with_gradient: bool, with_adapter: bool) -> StepOutput:
         try:

@@ -8,10 +8,10 @@ pass finds the rewards, the loss's derivative weighs those of a second one. Both
 Axes: D datums, P pairs, X hidden width.
 """
 
-import asyncio
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from crucible_train import checkpoints
 from crucible_train.adapters.torch_local.backend import EngineSettings, LocalBackend
 from crucible_train.adapters.torch_local.loading import Lora, hidden_states
 from crucible_train.adapters.torch_local.state import adamw
@@ -30,7 +29,7 @@ from crucible_train.adapters.torch_local.teaching import layout_of
 from crucible_train.errors import CheckpointError, CrucibleError, TrainingError
 from crucible_train.judges import SCALAR_HEAD
 from crucible_train.losses import bradley_terry
-from crucible_train.ports import StepOutput, Tokenizer
+from crucible_train.ports import ModelInfo, StepOutput, Tokenizer
 from crucible_train.seeds import fold
 from crucible_train.types import ArtifactRef, BradleyTerry, Datum, Loss, ModelInput
 
@@ -70,13 +69,13 @@ class RewardBackend(LocalBackend):
             CheckpointError: the head is not of this model.
         """
         super().__init__(model, tokenizer, settings, lora, adapter, name)
-        width = self.model_info().hidden_size
+        width = super().model_info().hidden_size
         draw = torch.Generator().manual_seed(fold(settings.seed, "scalar head"))
         weight_X = torch.randn(width, generator=draw) / math.sqrt(width + 1)
         self._head = nn.Parameter(weight_X.to(self._model.causal.device))
         folders = [folder for folder in (adapter, model) if folder is not None and (folder / SCALAR_HEAD).is_file()]
         if folders:
-            self._restore_head(folders[0])
+            self._head.data.copy_(self._read_head(folders[0]))
         self._parameters = [*self._parameters, (_NAME, self._head)]
         self._optimizer = adamw([parameter for _, parameter in self._parameters])
 
@@ -109,14 +108,10 @@ class RewardBackend(LocalBackend):
         copied.result()
         return ref
 
-    async def load_state(self, ref: ArtifactRef) -> None:
-        """Restore what ``save_state`` stored."""
-        folder = Path(ref.uri)
-        if checkpoints.verify(folder) != ref.sha256:
-            raise CheckpointError(f"{folder}: it is not the state that was asked for")
-        restored = self._engine.submit(self._restore_head, folder)
-        await super().load_state(ref)
-        await asyncio.wrap_future(restored)
+    def model_info(self) -> ModelInfo:
+        """What is being trained, the head included."""
+        info = super().model_info()
+        return replace(info, num_params=info.num_params + self._head.numel())
 
     # In the engine's thread ------------------------------------------------------------------------------------------
 
@@ -181,12 +176,21 @@ class RewardBackend(LocalBackend):
                 yield stream, hidden_SX.float() @ self._head
 
     @torch.no_grad()
-    def _restore_head(self, folder: Path) -> None:
+    def _restore(self, folder: Path) -> None:
+        weight_X = self._read_head(folder)  # before the weights: a state that lacks one changes nothing
+        super()._restore(folder)
+        self._head.copy_(weight_X)
+
+    def _read_head(self, folder: Path) -> Tensor:
         path = folder / SCALAR_HEAD
         try:
-            self._head.copy_(load_file(path)["weight"])
-        except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+            weight_X = load_file(path)["weight"]
+        except (OSError, SafetensorError, KeyError) as error:
             raise CheckpointError(f"{path}: not the scalar head of this model: {error}") from error
+        if weight_X.shape != self._head.shape:
+            shapes = f"{tuple(weight_X.shape)} in place of {tuple(self._head.shape)}"
+            raise CheckpointError(f"{path}: not the scalar head of this model: {shapes}")
+        return weight_X
 
 
 def _weight(datum: Datum) -> float:

@@ -19,10 +19,10 @@ from crucible_train.rl.problem_set import ProblemSet
 from crucible_train.stages.base import in_thread
 from crucible_train.stages.chat_format import renderer_spec
 from crucible_train.stages.prepare_model import base_name
+from crucible_train.stages.publishing import ADAPTER_CONFIG
 from crucible_train.stages.rl.problems import judge_of
 from crucible_train.types import Hardware
 
-ADAPTER_CONFIG = "adapter_config.json"
 _NO_ADAPTER = PeftConfig(lora_r=1)
 """A frozen model is loaded with an adapter that is never on: so it is kept in the precision of its products."""
 

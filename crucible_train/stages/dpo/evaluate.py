@@ -35,6 +35,7 @@ class EvaluateDPO(Stage[DPOConfig]):
         "preference",
         "recipes.dpo",
         "data",
+        "judges",
         "types",
         "losses",
         "stages.dpo.reference",
@@ -72,7 +73,10 @@ class EvaluateDPO(Stage[DPOConfig]):
         known = None if trained is None else _known(trained)
         if known is not None:
             return known
-        client = await open_client(config, inputs["model"], self._hardware, folder / "unused", trained)
+        with_head = config.preference.is_reward_model
+        client = await open_client(
+            config, inputs["model"], self._hardware, folder / "unused", trained, with_head=with_head
+        )
         try:
             return await measure(client, held_out, loss, wiring.losses_by_preference)
         finally:

@@ -21,7 +21,7 @@ from crucible_train.stages.chat_format import renderer_record
 from crucible_train.stages.evaluate import RESULTS, SUMMARY
 from crucible_train.stages.package import EVALUATION, PUBLISHED, QUARANTINE, REPORT, SUMMARY_PAGE
 from crucible_train.stages.prepare_model import base_name
-from crucible_train.stages.publishing import ADAPTER, MODEL
+from crucible_train.stages.publishing import ADAPTER, MODEL, whole_model
 from crucible_train.types import ArtifactRef, Hardware
 
 MARGIN_CURVE = "margin.png"
@@ -45,8 +45,17 @@ class PackageDPO(Stage[DPOConfig]):
         "eval",
         "checkpoint",
     )
-    code = ("report", "evaluation", "renderers", "config", "preference", "stages.chat_format")
-    libraries = ("matplotlib",)
+    code = (
+        "report",
+        "evaluation",
+        "renderers",
+        "config",
+        "preference",
+        "stages.chat_format",
+        "stages.publishing",
+        "adapters.torch_local.merging",
+    )
+    libraries = ("matplotlib", "torch", "transformers", "peft")
 
     def __init__(self, config: DPOConfig, hardware: Hardware, run_dir: Path) -> None:
         """Package the run of this directory, whose name is the run's id."""
@@ -63,7 +72,10 @@ class PackageDPO(Stage[DPOConfig]):
         config = self.config
         timings = read_metrics(self._run_dir, TIMINGS_FILE)
         facts = gather(config, inputs, self._hardware.description, self._run_dir.name, timings)
-        shutil.copytree(inputs["trained"] / (ADAPTER if config.peft.use_peft else MODEL), folder / PUBLISHED)
+        if config.preference.is_reward_model:  # whole: a judge is opened by its folder alone
+            await whole_model(inputs["model"], inputs["trained"], folder / PUBLISHED)
+        else:
+            shutil.copytree(inputs["trained"] / (ADAPTER if config.peft.use_peft else MODEL), folder / PUBLISHED)
         tokenizer = FastTokenizer.from_folder(inputs["model"])
         tokenizer.to_folder(folder / PUBLISHED)
         record = renderer_record(config, inputs["model"], tokenizer)

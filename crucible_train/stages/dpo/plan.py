@@ -141,6 +141,8 @@ def _show_cost(
     seconds = num_forward / found.forward_tokens_per_second
     if "train" in to_run:
         seconds += num_tokens / found.train_tokens_per_second
+        if config.preference.is_reward_model:  # a pass finds the rewards, and another their gradient
+            seconds += num_tokens / found.forward_tokens_per_second
     terminal.field(
         "estimate",
         f"{duration(seconds)} of scoring, training and measuring, training at about "

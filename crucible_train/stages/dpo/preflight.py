@@ -15,7 +15,7 @@ STEP_METRICS = (
     "progress/num_tokens",
     *(f"train/{name}" for name in ("loss", *FIGURES)),
 )
-"""What every step measures; ``kl`` only where there is a reference."""
+"""What every step measures; ``kl`` only where there is a reference, and no log-probability of a reward model."""
 HELD_OUT_METRICS = tuple(f"eval/{name}" for name in ("loss", *FIGURES))
 """What an evaluation measures where rows are held out."""
 
@@ -39,8 +39,10 @@ def _secrets(config: DPOConfig) -> Problems:
 
 def _watched_metric(config: DPOConfig) -> Problems:
     name, has_held_out = config.eval.metric_for_best_model, config.data.eval_split != 0
-    is_without = () if config.preference.needs_reference else ("train/kl", "eval/kl")
-    measured = sorted({*STEP_METRICS, *(HELD_OUT_METRICS if has_held_out else ())} - {*is_without})
+    lacking = [] if config.preference.needs_reference else ["kl"]
+    lacking += ["chosen_logprob", "rejected_logprob"] if config.preference.is_reward_model else []
+    is_without = {f"{area}/{figure}" for area in ("train", "eval") for figure in lacking}
+    measured = sorted({*STEP_METRICS, *(HELD_OUT_METRICS if has_held_out else ())} - is_without)
     is_needed = config.checkpoint.load_best_model_at_end or config.eval.early_stopping_patience is not None
     if name not in measured and (is_needed or name not in HELD_OUT_METRICS):
         yield f"eval.metric_for_best_model: {name!r} is not measured; measured are {', '.join(measured)}"

@@ -43,6 +43,7 @@ class TrainDPO(Stage[DPOConfig]):
         "preference",
         "loop",
         "data",
+        "judges",
         "types",
         "seeds",
         "schedules",
@@ -76,7 +77,8 @@ class TrainDPO(Stage[DPOConfig]):
         config = self.config
         check_start(config, inputs)
         logger = wiring.metrics_logger(config.report_to, terminal.say)
-        client = await open_client(config, inputs["model"], self._hardware, self._run_dir / "checkpoints")
+        with_head, states = config.preference.is_reward_model, self._run_dir / "checkpoints"
+        client = await open_client(config, inputs["model"], self._hardware, states, with_head=with_head)
         try:
             result = await self._train(client, logger, inputs)
         finally:
