@@ -113,7 +113,8 @@ def test_columns_that_no_format_has_are_answered_with_what_is_there_what_is_take
         prepared(lines({"source": "q", "target": "a", "id": 1}))
     assert str(caught.value).partition("rows.jsonl: ")[2] == (
         "the columns are source, target, id, and no conversation format has them. "
-        "Taken are messages: messages; sharegpt: conversations; alpaca: instruction and output; "
+        "Taken are comparison: prompt and completion_A and completion_B and label; messages: messages; "
+        "sharegpt: conversations; alpaca: instruction and output; "
         "prompt_completion: prompt and completion. "
         "To map yours, add: data.columns={prompt: source, completion: target}"
     )
