@@ -114,6 +114,20 @@ def test_a_model_that_cannot_join_sequences_gives_the_same(engine, loss: Prefere
     asyncio.run(act())
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_what_was_never_trained_equals_its_reference_to_the_bit(engine, precision: str) -> None:
+    """The reference is a pass without a gradient, adapter off; a fresh adapter adds nothing. So KL begins at 0."""
+    client, datums = engine(rank=2, precision=precision), pairs(num=8)
+
+    async def act() -> None:
+        reference = await client.forward(datums, CrossEntropy(), with_adapter=False)
+        found = await client.forward_backward(datums, CrossEntropy())
+        for x, y in zip(found.logprobs_D, reference.logprobs_D, strict=True):
+            np.testing.assert_array_equal(x, y)
+
+    asyncio.run(act())
+
+
 @pytest.mark.parametrize("max_tokens", [1, 30, 60, 200, 4096])
 def test_the_sides_of_a_pair_stand_in_one_stream_and_share_their_prompt(max_tokens: int) -> None:
     datums = pairs(num=8)

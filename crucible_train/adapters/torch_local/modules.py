@@ -52,20 +52,20 @@ def install(model: nn.Module, precision: Precision, *, remakes: bool) -> dict[st
 
 
 class _RmsNorm(torch.autograd.Function):
-    """``w x / rms(x)`` (Zhang and Sennrich, arXiv 1910.07467), keeping only its input and one number a row."""
+    """``w x / rms(x)`` (Zhang and Sennrich, arXiv 1910.07467), keeping only its input."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        inverse = torch.linalg.vector_norm(x.float(), dim=-1, keepdim=True)
-        inverse.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-        ctx.save_for_backward(x, inverse, weight)
-        ctx.mark_non_differentiable(inverse)
-        return _scaled(x, inverse, weight, dtype), inverse
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.eps = eps
+        return _normalised(x, weight, eps, dtype)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        x, inverse, weight = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
         flat, width = x.float(), x.shape[-1]
+        inverse = torch.linalg.vector_norm(flat, dim=-1, keepdim=True)
+        inverse.square_().div_(width).add_(ctx.eps).rsqrt_()
         grad_weight = None
         if ctx.needs_input_grad[1]:
             grad_weight = (grad * flat * inverse).reshape(-1, width).sum(0)
@@ -74,18 +74,21 @@ class _RmsNorm(torch.autograd.Function):
         return grad.mul_(inverse).addcmul_(flat, slope).to(x.dtype), grad_weight, None, None
 
 
-def _scaled(x: Tensor, inverse: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
-    return (x.float() * inverse).mul_(weight).to(dtype)
+def _normalised(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+    return F.rms_norm(x.float(), weight.shape, weight, eps).to(dtype)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype, *, remakes: bool) -> Tensor:
-    """Normalise each row; with ``remakes`` the result can be made again from the input."""
+    """Normalise each row, to the same bits with a gradient and without: a reference must not differ by rounding.
+
+    With ``remakes`` the result can be made again from the input.
+    """
     if not torch.is_grad_enabled():
-        return F.rms_norm(x.float(), weight.shape, weight, eps).to(dtype)
-    out, inverse = _RmsNorm.apply(x, weight, eps, dtype)
+        return _normalised(x, weight, eps, dtype)
+    out = _RmsNorm.apply(x, weight, eps, dtype)
     if remakes:
         x, scales = x.detach(), weight.detach()
-        out.remake = lambda: _scaled(x, inverse, scales, dtype)
+        out.remake = lambda: _normalised(x, scales, eps, dtype)
     return out
 
 
