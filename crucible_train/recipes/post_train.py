@@ -41,8 +41,8 @@ class PostTrainConfig(Section):
         "~/.cache/crucible_train", "store of cached artifacts: a folder or any fsspec URL", advanced=True
     )
     tracking: TrackingConfig = option(TrackingConfig(), "what trackers are told")
-    sft: SFTConfig = option(SFTConfig(train=OptimConfig(max_steps=10)), "supervised fine-tuning")
-    dpo: DPOConfig = option(DPOConfig(data=PreferenceDataConfig(max_rows=96)), "learning from preferences")
+    sft: SFTConfig = option(SFTConfig(train=OptimConfig(max_steps=6)), "supervised fine-tuning")
+    dpo: DPOConfig = option(DPOConfig(data=PreferenceDataConfig(max_rows=80)), "learning from preferences")
     distill: DistillConfig = option(DistillConfig(), "learning from a teacher")
     rl: RLConfig = option(RLConfig(), "reinforcement learning")
 

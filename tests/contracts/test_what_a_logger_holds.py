@@ -244,8 +244,6 @@ def test_settings_are_held_without_a_step_and_by_a_run_that_goes_on(
 ) -> None:
     if kept.settings is None:
         pytest.skip("it has no place for settings")
-    if "trackio" in request.node.name:
-        request.applymarker(pytest.mark.xfail(strict=True, reason="TrackioLogger writes settings with a step only"))
     logger = kept.make()
     logger.start(run)
     logger.log_hparams(SETTINGS)
