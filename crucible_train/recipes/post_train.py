@@ -6,7 +6,7 @@ from pydantic import model_validator
 
 from crucible_train.config.base import Section, option
 from crucible_train.config.run_config import RunConfig
-from crucible_train.config.sections import OptimConfig, PreferenceDataConfig, TrackingConfig
+from crucible_train.config.sections import EvalConfig, OptimConfig, PreferenceDataConfig, TrackingConfig
 from crucible_train.errors import ConfigError
 from crucible_train.recipes.distill import DistillConfig
 from crucible_train.recipes.dpo import DPOConfig
@@ -41,7 +41,9 @@ class PostTrainConfig(Section):
         "~/.cache/crucible_train", "store of cached artifacts: a folder or any fsspec URL", advanced=True
     )
     tracking: TrackingConfig = option(TrackingConfig(), "what trackers are told")
-    sft: SFTConfig = option(SFTConfig(train=OptimConfig(max_steps=6)), "supervised fine-tuning")
+    sft: SFTConfig = option(
+        SFTConfig(train=OptimConfig(max_steps=6), eval=EvalConfig(max_new_tokens=160)), "supervised fine-tuning"
+    )
     dpo: DPOConfig = option(DPOConfig(data=PreferenceDataConfig(max_rows=80)), "learning from preferences")
     distill: DistillConfig = option(DistillConfig(), "learning from a teacher")
     rl: RLConfig = option(RLConfig(), "reinforcement learning")
