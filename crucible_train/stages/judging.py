@@ -9,7 +9,7 @@ from typing import Self
 
 from crucible_train import terminal, wiring
 from crucible_train.config.judge import JudgeConfig
-from crucible_train.config.sections import EngineConfig, PeftConfig
+from crucible_train.config.sections import EngineConfig
 from crucible_train.errors import ConfigError, ModelError
 from crucible_train.judges import (
     SCALAR_HEAD,
@@ -25,6 +25,7 @@ from crucible_train.ports import TrainingClient
 from crucible_train.renderers import FastTokenizer, Renderer, renderer_for
 from crucible_train.stages.base import in_thread
 from crucible_train.stages.prepare_model import at_hand, external, locate
+from crucible_train.stages.publishing import FROZEN
 from crucible_train.types import ArtifactRef, Hardware, Message
 
 _TOKENIZER_FILES = ("*.json", "*.jinja", "*.xz")
@@ -165,12 +166,12 @@ class OpenedJudge:
         if server is not None:
             client = wiring.sampling_client(server, renderer.tokenizer, _tell)
             return LabelJudge(client, ComparisonRenderer(renderer), alone=False)
-        peft, unused = PeftConfig(use_peft=False), folder / "unused"
+        unused = folder / "unused"
         if (folder / SCALAR_HEAD).is_file():
 
             def load_with_head() -> RewardJudge:
                 self._client = model = wiring.reward_model(
-                    folder, peft, self._engine, self._hardware, unused, name="judge", seed=0
+                    folder, FROZEN, self._engine, self._hardware, unused, name="judge", seed=0
                 )
                 return RewardJudge(model, renderer)
 
@@ -178,10 +179,10 @@ class OpenedJudge:
         comparing = ComparisonRenderer(renderer)
 
         def load() -> TrainingClient:
-            return wiring.training_client(folder, peft, self._engine, self._hardware, unused, name="judge", seed=0)
+            return wiring.training_client(folder, FROZEN, self._engine, self._hardware, unused, name="judge", seed=0)
 
         self._client = await in_thread(load)
-        return LabelJudge(self._client.sampling_client(), comparing)
+        return LabelJudge(self._client.sampling_client(with_adapter=False), comparing)
 
     def _named(self) -> tuple[Path, Renderer]:
         """The folder and the chat format of a judge that is named."""

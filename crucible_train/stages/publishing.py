@@ -7,6 +7,7 @@ from pathlib import Path
 
 from crucible_train import checkpoints, files, wiring
 from crucible_train.config.run_config import RunConfig
+from crucible_train.config.sections import PeftConfig
 from crucible_train.judges import SCALAR_HEAD
 from crucible_train.loop.training import TrainingResult
 from crucible_train.metrics_file import METRICS_FILE
@@ -19,6 +20,8 @@ from crucible_train.types import Hardware
 
 ADAPTER = "adapter"
 ADAPTER_CONFIG = "adapter_config.json"
+FROZEN = PeftConfig(lora_r=1)
+"""A frozen model is loaded with an adapter that adds nothing: so it is kept in the precision of its products."""
 MODEL = "model"
 RESULT = "result.json"
 _NOT_PUBLISHED = ("optimizer.safetensors", "loop.json", "metrics.jsonl", "rollouts.json", "reference.json", RECORD_FILE)

@@ -20,7 +20,7 @@ from crucible_train.rl.problem_set import ProblemSet
 from crucible_train.stages.base import in_thread
 from crucible_train.stages.chat_format import renderer_spec
 from crucible_train.stages.prepare_model import base_name
-from crucible_train.stages.publishing import ADAPTER_CONFIG
+from crucible_train.stages.publishing import ADAPTER_CONFIG, FROZEN
 from crucible_train.stages.rl.problems import judge_of
 from crucible_train.types import Hardware
 
@@ -38,8 +38,6 @@ _BEYOND_LORA = (
 )
 """Fields of an adapter's configuration that change what its weights mean."""
 _PROBLEMS_LOOKED_AT = 1024
-_NO_ADAPTER = PeftConfig(lora_r=1)
-"""A frozen model is loaded with an adapter that is never on: so it is kept in the precision of its products."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +171,7 @@ class _Opening:
                 return self.client.sampling_client(with_adapter=False)
         folder = self.inputs["model"] if teacher.kind == "start" else self.inputs[input_name(field)]
         adapter = _adapter_of(teacher)
-        peft = _NO_ADAPTER if adapter is None else peft_of(adapter, field)
+        peft = FROZEN if adapter is None else peft_of(adapter, field)
         name = self.config.model if teacher.kind == "start" else teacher.model or ""
 
         def load() -> TrainingClient:
