@@ -12,7 +12,7 @@ from typing import Any
 
 import crucible_train
 from crucible_train import files, terminal
-from crucible_train.config.redaction import redacted
+from crucible_train.config.redaction import hide_secrets, redacted
 from crucible_train.config.run_config import RunConfig
 from crucible_train.config.writing import as_text
 from crucible_train.evaluation.comparison import ALONE
@@ -30,9 +30,14 @@ def run_id(config: RunConfig, method: str, subject: str, key: str) -> str:
 
     Where no name is given it is made of the method, the model and what it is trained on.
     """
-    name = config.run_name or f"{method}-{Path(config.model).stem}-{Path(subject).name.split('.')[0]}"
+    name = config.run_name or f"{method}-{_named_by(config.model).stem}-{_named_by(subject).name.split('.')[0]}"
     safe = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:80] or method
     return f"{safe}-{key[:8]}"
+
+
+def _named_by(source: str) -> Path:
+    """A path, or the one of a URL: what comes after it may be a key."""
+    return Path(hide_secrets(re.split("[?#]", source)[0]) if "://" in source else source)
 
 
 def place(config: RunConfig, run_id: str) -> Path:

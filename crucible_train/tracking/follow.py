@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from crucible_train import files
-from crucible_train.config.redaction import hide_secrets
+from crucible_train.config.redaction import hide_in_failure
 from crucible_train.errors import ConfigError
 from crucible_train.journal import FOLDER, TrackedRun, read_run
 from crucible_train.ports import LoggedArtifact, LoggerUnavailable, MetricsLogger, RunStatus
@@ -128,7 +128,8 @@ class Follower:
         self._open_feeds()
         left_out = tuple(one for one in self._cursor.left_out if one.number < num_events)
         held = replace(self._cursor, last_step=opened.last_step, num_events=num_events, left_out=left_out)
-        self._save(replace(held, url=opened.url or held.url, state="sending"))
+        url = opened.url or held.url
+        self._save(replace(held, url=hide_in_failure(url, os.environ) if url else None, state="sending"))
         self._flush_every_s = getattr(logger, "flush_every_s", 0.0)
         sent_at = -math.inf
         while True:
@@ -357,9 +358,9 @@ def _is_due(event: Mapping[str, Any], step: Step | None, newest: int, *, is_whol
 def print_failure(error: Exception) -> None:
     """Show a failure in the follower's log, without secrets; a log that cannot be written stops nothing."""
     with contextlib.suppress(OSError):
-        sys.stderr.write(hide_secrets("".join(traceback.format_exception(error))))
+        sys.stderr.write(hide_in_failure("".join(traceback.format_exception(error)), os.environ))
         sys.stderr.flush()
 
 
 def _line(text: str) -> str:
-    return hide_secrets(" ".join(text.split()))[:300]
+    return " ".join(hide_in_failure(text, os.environ).split())[:300]

@@ -50,16 +50,61 @@ SECRETS = {
     "npm": "npm_CANARY1234567890abcdefghijklmn",
     "tinker": "tml-CANARY1234567890abcdefgh",
     "pypi": "pypi-AgEIcHlwaS5vcmcCANARY12345",
+    "call": 'connect(user="u", password="CANARY1x")',
+    "call2": "Settings(api_key='CANARY12')",
+    "bytes": "login(password=b'CANARY')",
+    "wrapped": "api_key=SecretStr('CANARY')",
+    "compared": 'assert password == "CANARY"',
+    "quoted env": 'WANDB_API_KEY="CANARY6789abcdef0123456789abcdef01234567"',
+    "ini": "[server]\napi_key = CANARYgh1\n",
+    "ini2": "password   =   'CANARY with spaces'",
+    "unclosed": 'password: "CANARY and no end',
+    "header": '"X-Api-Key: CANARY12"',
+    "header2": "curl -H 'X-Api-Key: CANARY12' https://h",
+    "header3": '{"headers": ["Accept: x", "X-Api-Key: CANARY12"]}',
+    "said": "Invalid api_key: CANARY12 was given",
+    "comment": "api_key: CANARY12  # an old one",
+    "json in json": json.dumps({"body": json.dumps({"api_key": "CANARY12", "n": 1})}),
+    "json in json in json": json.dumps(json.dumps({"body": json.dumps({"api_key": "CANARY12"})})),
+    "escaped quote": json.dumps({"password": 'a"CANARY'}),
+    "line break": repr("first\npassword: CANARY\n"),
+    "line break2": repr("first\nhf_AbCdEfGh12345CANARY"),
+    "flag": "run --password CANARY --seed 3",
+    "flag2": "--api-key CANARY12",
+    "flag3": "--token 'CANARY x'",
+    "flags": str(["run", "--password", "CANARY"]),
+    "list": "passwords: [a, CANARY]",
+    "list2": "{'api_keys': ['CANARY']}",
+    "cookies": "{'Cookie': 'session=CANARY'}",
+    "login": "user:CANARY12@db:5432/x",
+    "login2": "DATABASE=user:CANARY12@db.example.com",
+    "slash": "https://u:CAN/CANARY@h",
+    "slash2": "redis://:CAN/CANARY@h/0",
+    "?auth": "https://h/x?auth=CANARY",
+    "?pass": "https://h/x?a=1&pass=CANARY",
+    "groq": "gsk_AbCdEfGhIjKlMnOpQrSt0123CANARY",
+    "replicate": "r8_AbCdEfGhIjKlMnOpQrSt0123CANARY",
+    "sendgrid": "SG.AbCdEfGhIjKlMnOpQr.StUvWxYz0123456789CANARY",
+    "local wandb": "local-" + b"CANARY".hex() * 3 + "0123",
+    "discord": "https://discord.com/api/webhooks/123456789012345678/AbCd-EfGh_CANARY",
+    "discord2": "https://discordapp.com/api/v10/webhooks/1234/AbCdCANARY",
 }
 # what a planted text must not leave behind, plain and in base 64
-TRACES = ("CANARY", base64.b64encode(b"me:CANARY").decode(), base64.b64encode(b"CANARY").decode(), "eyJhcGlf")
+TRACES = ("CANARY", base64.b64encode(b"me:CANARY").decode(), base64.b64encode(b"CANARY").decode(), "eyJhcGlf",
+          b"CANARY".hex())  # fmt: skip
 READABLE = [
     "use_cls_token", "num_tokens: 512", "tokenizer: smollm2", "pad_token: x",
     "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
     "sft-tiny-llama-rows-38f688e1", "runs/sft-tiny/checkpoints/step-00000016/manifest.json", "hf_token: it is missing",
     "Basic arithmetic", "basic understanding", "npm_install", "Donaudampfschifffahrtsgesellschaftskapitaen",
     "git@github.com:a/b.git", "ssh://git@github.com/a/b", "a cookie", "key: value", "https%3A%2F%2Fh%2Fx%3Fpage%3D2",
-    '{"num_tokens": 3, "api_key": null}', "api_key_env: OPENAI_API_KEY",
+    '{"num_tokens": 3, "api_key": null}', "api_key_env: OPENAI_API_KEY", "num_tokens=5", "max_tokens: 256",
+    "tokens = 1024", "--max-tokens 256", "--api-key is missing", 'eos_token="<|im_end|>"', '{"pad_token": "<pad>"}',
+    "password = getpass()", "api_key = os.environ['X']", "api_key=None", "password: must be 8 characters long",
+    "hf_token: it's missing", "token: 151645 is the end", "mailto:bob2@x.com", "https://host:8080/path@v2",
+    "http://[::1]:8080/a@b", "file:///C:/Users/a@b", "s3://bucket/key:a/b@c", "org/model@main",
+    "python:3.11@sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+    "tests.tracking.http_tracker:HttpTracker", "SG.pdf", "r8_short", "step 5 pass=3", 'password=""',
 ]  # fmt: skip
 
 
@@ -69,6 +114,7 @@ def test_no_trace_is_left(kind: str) -> None:
     tree: dict[str, Any] = {"text": text, "list": [[text]], "deep": {"a": [{"b": (text, f"see {text}")}]}}
     for shown in (hide_secrets(text), json.dumps(redacted(tree))):
         assert not [trace for trace in TRACES if trace in shown]
+    assert hide_secrets(hide_secrets(text)) == hide_secrets(text)
 
 
 @pytest.mark.parametrize("name", ["wandb_api_key", "WANDB_API_KEY", "NEPTUNE_API_TOKEN", "MLFLOW_TRACKING_PASSWORD"])
@@ -79,3 +125,26 @@ def test_under_a_secret_name_any_value_goes(name: str) -> None:
 @pytest.mark.parametrize("text", READABLE)
 def test_other_text_stays_readable(text: str) -> None:
     assert hide_secrets(text) == text
+
+
+def test_keys_of_a_mapping_hide_secrets_too_and_stay_apart() -> None:
+    given = {"https://u:CANARY1@h": 1, "https://u:CANARY2@h": {"?sig=CANARY": 2}, "num_tokens": 3}
+    hidden = "https://u:[redacted]@h"
+    assert redacted(given) == {hidden: 1, f"{hidden} (2)": {"?sig=[redacted]": 2}, "num_tokens": 3}
+
+
+def test_a_list_of_tokens_is_secret_where_they_are_texts() -> None:
+    assert redacted({"tokens": ["CANARYabc", "b"]}) == {"tokens": ["[redacted]", "[redacted]"]}
+    readable = {
+        "tokens": [1, 2.5, "<|im_end|>", "[PAD]", "17", ""],
+        "stop_tokens": ["a"],
+        "num_tokens": 5,
+        "deep": {"max_tokens": 256, "tokens": 9},
+    }
+    assert redacted(readable) == readable
+
+
+def test_a_long_text_takes_no_long_time() -> None:
+    for part in ("a", "a.b-", "x: 'y ", "password: '", 'password=\\"', "u:p@", "http://u:", "--a ", " "):
+        text = part * (60_000 // len(part))
+        assert "CANARY" not in hide_secrets(f"{text}\npassword=CANARY")

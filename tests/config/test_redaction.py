@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 from crucible_train.config.base import Section, option
-from crucible_train.config.redaction import REDACTED, hide_in_remark, hide_secrets, is_secret_name, redacted
+from crucible_train.config.redaction import (
+    REDACTED,
+    hide_in_failure,
+    hide_in_remark,
+    hide_secrets,
+    is_secret_name,
+    redacted,
+)
 from crucible_train.recipes.sft import SFTConfig
 
 
@@ -72,6 +79,18 @@ def test_secret_values(text: str, hidden: str) -> None:
 )  # fmt: skip
 def test_other_values(text: str) -> None:
     assert hide_secrets(text) == text
+
+
+def test_a_failure_quotes_no_variable_with_the_name_of_a_secret() -> None:
+    environment = {
+        "SERVICE_API_KEY": "swordfish",
+        "OTHER_TOKEN": "swordfish and more",
+        "HOME": "/home/me",
+        "A_KEY": "aaa",
+    }
+    environment |= {"SMALL_PASSWORD": "a", "PWD": "/home/me", "OLDPWD": "/home"}
+    text = "swordfish and more, or swordfish, in /home/me: aaa; password=x"
+    assert hide_in_failure(text, environment) == (f"{REDACTED}, or {REDACTED}, in /home/me: aaa; password={REDACTED}")
 
 
 _HEX = "0123456789abcdef0123456789abcdef01234567"

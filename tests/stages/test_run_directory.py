@@ -71,6 +71,22 @@ def test_a_report_that_takes_the_place_of_another_says_so(tmp_path: Path, capsys
     assert json.loads((run_dir / "record.json").read_text())["config"]["eval"]["num_samples"] == 2
 
 
+@pytest.mark.parametrize(
+    ("subject", "name"),
+    [
+        ("https://h/get?token=CANARY&f=rows.jsonl", "get"),
+        ("https://h/rows.jsonl#key=CANARY/x", "rows"),
+        ("https://me:CANARY@h", "me-redacted-h"),
+        ("a/rows#2.jsonl", "rows-2"),
+        ("org/name", "name"),
+    ],
+)
+def test_a_run_is_not_named_by_what_follows_the_path_of_a_url(subject: str, name: str) -> None:
+    assert run_directory.run_id(SFTConfig(model="a/tiny"), "sft", subject, "0" * 64) == f"sft-tiny-{name}-00000000"
+    config = SFTConfig(model="s3://b/tiny?key=CANARY")
+    assert run_directory.run_id(config, "sft", "x", "0" * 64) == "sft-tiny-x-00000000"
+
+
 def test_code_that_changed_is_no_other_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, run_dir = package(tmp_path / "package", 9, "better"), tmp_path / "run"
     finish(run_dir, folder, SFTConfig(), "a")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from crucible_train.adapters.loggers.base import QuietLogger
 from crucible_train.journal import Journal, read_events, set_phase
 from crucible_train.ports import LoggerUnavailable, Opened, RunInfo
 from crucible_train.tracking.command import main
+from crucible_train.tracking.cursor import LeftOut
 from crucible_train.tracking.follow import Follower
 from crucible_train.tracking.replica import Replica
 from tests.tracking.conftest import HTTP, cursor, truth, until
@@ -174,6 +176,26 @@ def test_a_tracker_that_has_lost_what_it_held_gets_all_of_it_again(make_run):
     assert held == truth(run.dir)
 
 
+class Talkative(Forgetful):
+    """A tracker whose address holds a password."""
+
+    def start(self, run: RunInfo) -> Opened:
+        return replace(super().start(run), url="https://me:hunter2@h/run?token=hunter2&page=1")
+
+
+def test_the_address_of_a_run_is_kept_without_secrets(make_run, capsys):
+    run = make_run(("talkative",), start_follower=lambda *_: None)
+    run.start()
+    run.steps(0, 3)
+    run.finish()
+    conclude(run.dir)
+    end = Follower(Replica(run.dir, "talkative"), lambda _: Talkative([], [0])).follow()
+    assert (end.state, end.url) == ("done", "https://me:[redacted]@h/run?token=[redacted]&page=1")
+    assert main(["status", str(run.dir)]) == 0
+    assert "https://me:[redacted]@h" in capsys.readouterr().out
+    assert not [path for path in run.dir.rglob("*") if path.is_file() and b"hunter2" in path.read_bytes()]
+
+
 class Dear(Forgetful):
     """A tracker whose flush costs so much that there is one at the beginning and one at the end."""
 
@@ -246,7 +268,8 @@ def test_the_one_event_that_a_flush_refuses_is_found_and_left_out(make_run):
     conclude(run.dir)
     held: list[str] = []
     end = Follower(Replica(run.dir, "late"), lambda _: Late(held)).follow()
-    assert (end.state, end.num_events, end.left_out) == ("done", 3, "text bad: TypeError: no such text")
+    left_out = (LeftOut(1, "text bad: TypeError: no such text"),)
+    assert (end.state, end.num_events, end.left_out) == ("done", 3, left_out)
     assert held == ["a", "b"]
 
 

@@ -33,11 +33,12 @@ def reached() -> Iterator[None]:
 
 
 def without_user(uri: str) -> str:
-    """An address that may be shown: no user, no password."""
+    """An address that may be shown: no user, no password, and no query, where a database takes both as well."""
     parts = urlsplit(uri)
     if not parts.netloc:  # a file: its slashes would not survive
         return uri
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])).rstrip("/")
+    shown = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="")
+    return urlunsplit(shown).rstrip("/")
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ os.environ["NEPTUNE_LOG_FAILURE_ACTION"] = "raise"  # its default drops what it 
 from neptune_scale import Run
 
 from crucible_train.adapters.loggers.base import QuietLogger
-from crucible_train.adapters.loggers.neptune_reading import read_neptune_file
+from crucible_train.adapters.loggers.neptune_reading import FILE, holds_anything, read_neptune_file
 from crucible_train.adapters.loggers.waiting_steps import WaitingSteps
 from crucible_train.ports import Cell, Opened, RunInfo, RunStatus
 
@@ -33,11 +34,21 @@ class NeptuneLogger(QuietLogger):
         self._steps = WaitingSteps()
 
     def start(self, run: RunInfo) -> Opened:
-        """Find the newest step in the files of this run."""
+        """Find the newest step in the files of this run.
+
+        One that cannot be read is told of and passed over: what it alone held is written again.
+        """
         self._info = run
-        earlier = list(self._folder.glob("*/run_operations.sqlite3"))
-        held = (step for file in earlier for step, _ in read_neptune_file(file))
-        self._steps = WaitingSteps(max(held, default=-1))
+        earlier: list[Path] = []
+        newest = -1
+        for file in sorted(self._folder.glob(f"*/{FILE}")):
+            try:
+                if holds_anything(file):
+                    newest = max([newest, *(step for step, _ in read_neptune_file(file))])
+                    earlier.append(file)
+            except ValueError as error:
+                sys.stderr.write(f"{error}; it is passed over\n")
+        self._steps = WaitingSteps(newest)
         return Opened(None, self._steps.last_step, is_new=not earlier)
 
     def log_hparams(self, values: Mapping[str, Cell]) -> None:

@@ -18,6 +18,18 @@ _MICRO = 1_000_000
 _TAGS = "sys/tags"
 
 
+def holds_anything(path: Path) -> bool:
+    """Whether a database has the tables of Neptune's client and anything in them: a kill may come before either.
+
+    Raises:
+        ValueError: the file is no database.
+    """
+    wanted = "SELECT COUNT(*) FROM sqlite_master WHERE type = 'table' AND name IN ('metadata', 'run_operations')"
+    held = "SELECT EXISTS (SELECT 1 FROM metadata) OR EXISTS (SELECT 1 FROM run_operations)"
+    with _opened(path) as database:
+        return database.execute(wanted).fetchone() == (2,) and database.execute(held).fetchone() == (1,)
+
+
 def read_neptune_file(path: Path) -> Iterator[tuple[int, dict[str, float]]]:
     """Every step of a ``run_operations.sqlite3`` and its metrics, in the order they were written.
 
@@ -41,7 +53,8 @@ def read_neptune_run(place: Path) -> RecordedRun:
     Raises:
         ValueError: there is none, one is no such database, they are of several runs, or a step is not whole.
     """
-    begun = {path: _begun(path) for path in ([place] if place.is_file() else place.rglob(FILE))}
+    files = [place] if place.is_file() else filter(holds_anything, place.rglob(FILE))
+    begun = {path: _begun(path) for path in files}
     named = {(project, run_id) for _, project, run_id in begun.values()}
     if len(named) != 1:
         what = f"files of {len(named)} runs; name one of them" if named else f"no {FILE}"

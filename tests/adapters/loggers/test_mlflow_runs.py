@@ -12,6 +12,7 @@ from mlflow.exceptions import MlflowException
 from PIL import Image
 
 from crucible_train import files
+from crucible_train.adapters.loggers.mlflow_reached import without_user
 from crucible_train.adapters.loggers.mlflow_runs import MARKER, MlflowClient, MlflowLogger
 from crucible_train.ports import LoggedArtifact, LoggerUnavailable
 
@@ -305,6 +306,11 @@ def test_a_password_in_the_address_is_shown_nowhere(mlflow_server, refusing, run
     with pytest.raises(LoggerUnavailable) as caught:
         MlflowLogger().start(run_info())
     assert "hunter2" not in str(caught.value)
+
+
+def test_an_address_is_shown_without_what_follows_its_path():
+    assert without_user("postgresql://h:5432/db?user=u&password=hunter2#x") == "postgresql://h:5432/db"
+    assert without_user("sqlite:////home/me/mlflow.db") == "sqlite:////home/me/mlflow.db"
 
 
 def _start(info) -> int:

@@ -5,7 +5,8 @@ import sqlite3
 import pytest
 
 from crucible_train.adapters.loggers.neptune_file import NeptuneLogger
-from crucible_train.adapters.loggers.neptune_reading import read_neptune_file
+from crucible_train.adapters.loggers.neptune_reading import FILE, read_neptune_file, read_neptune_run
+from crucible_train.ports import Opened
 
 
 def test_every_metric_is_read_back_once_and_a_run_goes_on(run_info):
@@ -37,6 +38,26 @@ def test_a_flushed_step_is_on_disk_while_the_run_is_open(run_info):
     (file,) = run.run_dir.parent.glob("neptune/*/*/run_operations.sqlite3")
     assert list(read_neptune_file(file)) == [(1, {"train/loss": 0.5})]
     logger.finish("interrupted")
+
+
+def test_a_file_that_a_kill_left_without_its_tables_is_no_hindrance(run_info, capsys):
+    run = run_info()
+    place = run.run_dir.parent / "neptune" / run.tracker_id
+    for name, made in (("a", ""), ("b", "CREATE TABLE run_operations (x)"), ("z", "")):
+        (place / name).mkdir(parents=True)
+        sqlite3.connect(place / name / FILE).execute(made).connection.close()
+    assert NeptuneLogger().start(run) == Opened(None, -1, is_new=True)
+    logger = NeptuneLogger()
+    logger.start(run)
+    logger.log_metrics({"train/loss": 0.5}, 1)
+    logger.finish("interrupted")
+    assert capsys.readouterr().err == ""
+    assert NeptuneLogger().start(run) == Opened(None, 1, is_new=False)
+    assert read_neptune_run(place).steps == [(1, {"train/loss": 0.5})]
+
+    (place / "z" / FILE).write_text("no database, but long enough to be taken for one" * 40)
+    assert NeptuneLogger().start(run) == Opened(None, 1, is_new=False)
+    assert "not a file of Neptune's client: file is not a database; it is passed over" in capsys.readouterr().err
 
 
 def test_what_is_no_such_file_is_said(tmp_path):
