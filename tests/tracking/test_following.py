@@ -248,6 +248,9 @@ class Late(QuietLogger):
     def __init__(self, held: list[str]) -> None:
         self._held, self._waiting = held, []
 
+    def start(self, run: RunInfo) -> Opened:
+        return Opened(last_step=3)  # it has every step, so nothing that it held is taken to be lost
+
     def log_text(self, name, text, step) -> None:
         self._waiting.append(name)
 
