@@ -39,6 +39,7 @@ def facts(num: int = 8, **data: Any) -> RunFacts:
         bad_rows=[],
         num_bad_rows={},
         hardware="CPU",
+        win_rate=None,
     )
 
 

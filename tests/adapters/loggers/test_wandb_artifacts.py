@@ -122,7 +122,6 @@ def test_offline_everything_arrives_with_sync_and_inputs_in_the_config(service, 
 
 @pytest.mark.parametrize("what", ["CreateArtifact", "upload"])
 def test_an_artifact_that_is_not_taken_in_time_is_sent_again(what, service, run_info, tmp_path, monkeypatch):
-    monkeypatch.setattr("crucible_train.adapters.loggers.wandb_runs.ARTIFACT_TIMEOUT_S", 2)
     monkeypatch.setattr("crucible_train.adapters.loggers.wandb_runs._FINISH_TIMEOUT_S", 1.0)
     logger = WandbLogger()
     logger.start(run_info())
