@@ -213,6 +213,11 @@ def _read_sharegpt(row: Row) -> Sequence[Any]:
 
 
 def _read_prompt_completion(row: Row) -> Sequence[Any]:
+    if isinstance(row.get("label"), bool):  # an unwanted answer would be learnt like a wanted one
+        raise DataError(
+            "label says whether the completion is wanted: flows.dpo preference.loss_type=kto learns from both kinds; "
+            "to learn every completion, leave the column out"
+        )
     prompt, completion = first_of(row, PROMPTS), first_of(row, COMPLETIONS)
     messages: list[Any] = []
     if row.get("system"):

@@ -1,8 +1,7 @@
 """The judge of a run: a preference model in this process or behind a server, loaded when it is first asked."""
 
 import asyncio
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -10,7 +9,7 @@ from typing import Self
 from crucible_train import terminal, wiring
 from crucible_train.config.judge import JudgeConfig
 from crucible_train.config.sections import EngineConfig
-from crucible_train.errors import ConfigError, ModelError
+from crucible_train.errors import ConfigError
 from crucible_train.judges import (
     SCALAR_HEAD,
     ComparisonRenderer,
@@ -88,19 +87,6 @@ def check_judge(options: JudgeConfig, folder: Path) -> None:
     renderer = _renderer(options, folder)
     if not (folder / SCALAR_HEAD).is_file():
         ComparisonRenderer(renderer)
-
-
-@contextmanager
-def judge_field(field: str) -> Iterator[None]:
-    """Have what is wrong with a judge's model stand under the field that names it.
-
-    Raises:
-        ModelError: what is raised within.
-    """
-    try:
-        yield
-    except ModelError as error:
-        raise ModelError(str(error).replace("model:", f"{field}:", 1)) from error
 
 
 class OpenedJudge:

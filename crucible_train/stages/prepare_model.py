@@ -5,7 +5,8 @@ import os
 import subprocess
 import sys
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -207,3 +208,16 @@ def _from_hub(model: str) -> Path:
 
 
 __all__ = ["BUILT_IN", "PrepareModel", "at_hand", "base_name", "description_of", "external", "locate"]
+
+
+@contextmanager
+def model_field(field: str) -> Iterator[None]:
+    """Have what is wrong with another model than the trained one stand under the field that names it.
+
+    Raises:
+        ModelError: what is raised within.
+    """
+    try:
+        yield
+    except ModelError as error:
+        raise ModelError(str(error).replace("model:", f"{field}:", 1)) from error

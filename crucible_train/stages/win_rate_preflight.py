@@ -10,8 +10,8 @@ from crucible_train.judges import ComparisonRenderer
 from crucible_train.renderers import FastTokenizer, get_renderer
 from crucible_train.stages import preflight
 from crucible_train.stages.chat_format import renderer_spec
-from crucible_train.stages.judging import check_judge, judge_at_hand, judge_field
-from crucible_train.stages.prepare_model import BUILT_IN, at_hand, description_of
+from crucible_train.stages.judging import check_judge, judge_at_hand
+from crucible_train.stages.prepare_model import BUILT_IN, at_hand, description_of, model_field
 
 Problems = Iterator[str]
 
@@ -49,7 +49,7 @@ def _check(config: JudgedConfig) -> None:
         if folder is not None and preflight.is_renderer(config.data.renderer):
             _check_own(config, folder)
         return
-    with judge_field("win_rate.judge"):
+    with model_field("win_rate.judge"):
         folder = description_of(name, None if name == BUILT_IN else judge_at_hand(config.win_rate))
         if folder is not None:
             check_judge(config.win_rate, folder)

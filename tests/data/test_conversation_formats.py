@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from crucible_train.data.conversations import FORMATS
 from crucible_train.errors import DataError
 
 USER, ASSISTANT, SYSTEM = (
@@ -149,3 +150,13 @@ def test_an_empty_second_data_set_is_named_by_its_own_field(tmp_path, prepared):
     (tmp_path / "held.jsonl").touch()
     with pytest.raises(DataError, match=r"^data\.eval_split: .*held\.jsonl: it holds no rows"):
         prepared(lines({"messages": [USER, ASSISTANT]}), eval_split=str(tmp_path / "held.jsonl"))
+
+
+def test_completions_that_are_labelled_wanted_or_not_are_no_examples() -> None:
+    """An unwanted answer would be learnt like a wanted one; a label that is no truth value is another column."""
+    row = {"prompt": "2 + 2?", "completion": "5"}
+    form = next(form for form in FORMATS if form.name == "prompt_completion")
+    assert form.read({**row, "label": "maths"})[-1]["content"] == "5"
+    for label in (True, False):
+        with pytest.raises(DataError, match="kto learns from both kinds"):
+            form.read({**row, "label": label})

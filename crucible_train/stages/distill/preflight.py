@@ -13,7 +13,7 @@ from crucible_train.renderers import FastTokenizer
 from crucible_train.stages import preflight
 from crucible_train.stages.distill.sources import sources
 from crucible_train.stages.distill.teachers import peft_of, student_of, teacher_reader
-from crucible_train.stages.prepare_model import BUILT_IN, at_hand, description_of
+from crucible_train.stages.prepare_model import BUILT_IN, at_hand, description_of, model_field
 from crucible_train.stages.rl.preflight import addresses, environment, watched_metric
 
 STEP_METRICS = (
@@ -92,7 +92,8 @@ def _check_fit(config: DistillConfig, field: str, teacher: TeacherConfig) -> Non
     mine = description_of(config.model, None if config.model == BUILT_IN else at_hand(config.model))
     its = None
     if teacher.model is not None:
-        its = description_of(teacher.model, None if teacher.model == BUILT_IN else at_hand(teacher.model))
+        with model_field(f"{field}.model"):
+            its = description_of(teacher.model, None if teacher.model == BUILT_IN else at_hand(teacher.model))
         if its is None:
             return
     if mine is None:
