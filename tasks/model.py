@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from crucible_train import files, wiring
 from crucible_train.config.run_config import JudgedConfig, RunConfig
 from crucible_train.stages.base import Outcome, resolve
-from crucible_train.stages.judging import judge_field, served_judge
+from crucible_train.stages.judging import served_judge
 from crucible_train.stages.merge import Merge
-from crucible_train.stages.prepare_model import PrepareModel, external, locate
+from crucible_train.stages.prepare_model import PrepareModel, external, locate, model_field
 from crucible_train.types import ArtifactRef
 from tasks.stage import stage_task
 
@@ -21,7 +21,7 @@ async def prepare_model(config: RunConfig) -> Outcome:
 @stage_task("prepare judge")
 async def prepare_judge(config: JudgedConfig) -> Outcome:
     """The same of the model that is to judge; of one behind a server its tokenizer."""
-    with judge_field("win_rate.judge"):
+    with model_field("win_rate.judge"):
         if config.win_rate.judge_url is not None:
             return Outcome(served_judge(config.win_rate), is_cached=True)
         return await _prepared(config.model_copy(update={"model": str(config.win_rate.judge)}))
