@@ -151,11 +151,11 @@ def test_nothing_that_a_run_leaves_behind_holds_a_secret(
     assert f"Bearer {ENVIRONMENT['OUR_JUDGE']}" in service.sent
     assert "wrong key" in said["the judged run"]
 
-    mlflow = {"MLFLOW_TRACKING_URI": f"http://me:{ADDRESS}@{service.address}"}
+    plain, named = (f"http://{login}{service.address}" for login in ("", f"me:{ADDRESS}@"))
     export = ("export", str(run_dir), "--to", "mlflow", "--wait-s", "60")
-    assert run("the export", export, "crucible_train.tracking", **mlflow) != 0
+    assert run("the export", export, "crucible_train.tracking", MLFLOW_TRACKING_URI=plain) != 0
     unnamed = {name: "" for name in ENVIRONMENT if name.startswith("MLFLOW_")}
-    assert run("the other export", export, "crucible_train.tracking", **mlflow, **unnamed) != 0
+    assert run("the other export", export, "crucible_train.tracking", MLFLOW_TRACKING_URI=named, **unnamed) != 0
     proofs = {
         f"Basic {CANARIES[name]}" for name in ("what MLflow's client sends", "what a client makes of the address")
     }
