@@ -24,10 +24,10 @@ from crucible_train.stages import run_directory
 from crucible_train.stages.chat_format import settled
 from crucible_train.stages.distill.teachers import input_name
 from crucible_train.stages.distill.train import TrainDistill
-from crucible_train.tracking.ending import at_work, conclude
-from flows.artifacts import publish_distill, publish_trackers
+from crucible_train.tracking.ending import at_work
+from flows.artifacts import publish_distill
 from flows.stopping import stoppable
-from flows.trained import Trained
+from flows.trained import Trained, hand_over
 from tasks.distill import evaluate, package, train
 from tasks.model import prepare_model
 
@@ -63,11 +63,6 @@ async def distil(config: DistillConfig) -> Trained:
 
         after = (await evaluate(config, hardware, models | {"trained": trained}, "after")).ref
         refs = inputs | {"trained": trained, "after": after}
-        packaged = await package(config, hardware, run_dir, refs)
-        folder = wiring.blob_store(config.cache_dir).fetch(packaged.ref)
-        seconds = time.monotonic() - started
-        is_new = run_directory.finish(run_dir, folder, config, refs | {"package": packaged.ref}, hardware, seconds)
-        await publish_distill(folder)
-        run_directory.report(run_dir, folder, is_new=is_new)
-        await publish_trackers(await conclude(run_dir, config))
-    return Trained(run_dir, models["model"], trained, packaged.ref)
+        refs["package"] = (await package(config, hardware, run_dir, refs)).ref
+        await hand_over(config, hardware, run_dir, refs, started, publish_distill)
+    return Trained(run_dir, models["model"], trained, refs["package"])

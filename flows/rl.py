@@ -22,10 +22,10 @@ from crucible_train.recipes.rl import RLConfig
 from crucible_train.stages import run_directory
 from crucible_train.stages.chat_format import settled
 from crucible_train.stages.rl.train import TrainRL
-from crucible_train.tracking.ending import at_work, conclude
-from flows.artifacts import publish_rl, publish_trackers
+from crucible_train.tracking.ending import at_work
+from flows.artifacts import publish_rl
 from flows.stopping import stoppable
-from flows.trained import Trained
+from flows.trained import Trained, hand_over
 from tasks.model import prepare_model
 from tasks.rl import evaluate, package, train
 
@@ -57,11 +57,6 @@ async def reinforce(config: RLConfig) -> Trained:
 
         after = (await evaluate(config, hardware, given | {"trained": trained}, "after")).ref
         refs = inputs | {"trained": trained, "after": after}
-        packaged = await package(config, hardware, run_dir, refs)
-        folder = wiring.blob_store(config.cache_dir).fetch(packaged.ref)
-        seconds = time.monotonic() - started
-        is_new = run_directory.finish(run_dir, folder, config, refs | {"package": packaged.ref}, hardware, seconds)
-        await publish_rl(folder)
-        run_directory.report(run_dir, folder, is_new=is_new)
-        await publish_trackers(await conclude(run_dir, config))
-    return Trained(run_dir, model, trained, packaged.ref)
+        refs["package"] = (await package(config, hardware, run_dir, refs)).ref
+        await hand_over(config, hardware, run_dir, refs, started, publish_rl)
+    return Trained(run_dir, model, trained, refs["package"])

@@ -24,10 +24,10 @@ from crucible_train.recipes.sft import SFTConfig
 from crucible_train.stages import run_directory
 from crucible_train.stages.chat_format import settled
 from crucible_train.stages.train import Train
-from crucible_train.tracking.ending import at_work, conclude
-from flows.artifacts import publish_sft, publish_trackers
+from crucible_train.tracking.ending import at_work
+from flows.artifacts import publish_sft
 from flows.stopping import stoppable
-from flows.trained import Trained
+from flows.trained import Trained, hand_over
 from tasks.model import prepare_judge, prepare_model
 from tasks.sft import evaluate, package, prepare_data, render, train, win_rate
 
@@ -65,11 +65,6 @@ async def fine_tune(config: SFTConfig) -> Trained:
         if config.win_rate.num_prompts:
             refs |= judge
             refs["win_rate"] = (await win_rate(config, hardware, refs)).ref
-        packaged = await package(config, hardware, run_dir, refs)
-        folder = wiring.blob_store(config.cache_dir).fetch(packaged.ref)
-        seconds = time.monotonic() - started
-        is_new = run_directory.finish(run_dir, folder, config, refs | {"package": packaged.ref}, hardware, seconds)
-        await publish_sft(folder)
-        run_directory.report(run_dir, folder, is_new=is_new)
-        await publish_trackers(await conclude(run_dir, config))
-    return Trained(run_dir, model, trained, packaged.ref)
+        refs["package"] = (await package(config, hardware, run_dir, refs)).ref
+        await hand_over(config, hardware, run_dir, refs, started, publish_sft)
+    return Trained(run_dir, model, trained, refs["package"])

@@ -111,13 +111,11 @@ class DistillConfig(RunConfig):
     def _check(self) -> Self:
         if self.schedule.mode == "streamed":
             raise ValueError("schedule.mode: streamed is for reinforcement learning: take synchronous or off_policy")
-        bent = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
-        for name, plain in bent.items():
-            if self.lesson.objective == "reverse_kl" and getattr(self.rollout, name) != plain:
-                raise ValueError(
-                    f"rollout.{name}: reverse_kl estimates a divergence from what the student itself would write: "
-                    f"take {plain:g}, or lesson.objective=divergence, which is exact whatever is written"
-                )
+        for name, plain in self.rollout.bent.items() if self.lesson.objective == "reverse_kl" else ():
+            raise ValueError(
+                f"rollout.{name}: reverse_kl estimates a divergence from what the student itself would write: "
+                f"take {plain:g}, or lesson.objective=divergence, which is exact whatever is written"
+            )
         for name, teacher in self.teacher_configs.items():
             if teacher.is_itself and not teacher.preface(self.env.name) and teacher.renderer == "auto":
                 raise ValueError(f"{name}: the model itself teaches nothing unless it reads more: give {name}.before")

@@ -13,7 +13,7 @@ Bradley-Terry trains a reward model instead, whose rewards are those of a scalar
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Self
 
 from pydantic import model_validator
@@ -29,6 +29,7 @@ from crucible_train.config.sections import (
     TrackingConfig,
 )
 from crucible_train.data.batching import BatchPlan
+from crucible_train.data.preference_tables import RenderedPreference
 from crucible_train.errors import ConfigError
 from crucible_train.loop.run import TrainingRun, unbroken
 from crucible_train.loop.training import Evaluate, StepDone, TrainingLoop, TrainingResult, adam_params, schedule_of
@@ -101,7 +102,7 @@ async def train(
         TrainingError: a step failed; the state of the last good one is saved.
         Interrupted: somebody asked to stop; likewise.
     """
-    check_paired(config, pairs)
+    check_paired(config, pairs.preferences)
     loss, plan = config.preference.loss(), plan_of(config, len(pairs))
     schedule = schedule_of(config.train, plan.num_steps, peak_rate(config, client.model_info().hidden_size))
 
@@ -142,7 +143,7 @@ def peak_rate(config: DPOConfig, hidden_size: int) -> float:
     return float(f"{share * supervised_rate(config.train, config.peft, hidden_size):.1e}")
 
 
-def check_paired(config: DPOConfig, pairs: PreferenceSet) -> None:
+def check_paired(config: DPOConfig, preferences: Sequence[RenderedPreference]) -> None:
     """See that every completion has another to be compared with, where the loss compares two.
 
     Raises:
@@ -150,9 +151,9 @@ def check_paired(config: DPOConfig, pairs: PreferenceSet) -> None:
     """
     if config.preference.takes_unpaired:
         return
-    num_alone = sum(len(pairs.preferences[index].sides) < 2 for index in range(len(pairs)))
+    num_alone = sum(len(one.sides) < 2 for one in preferences)
     if num_alone:
         raise ConfigError(
             f"preference.loss_type: {config.preference.loss_type} compares two completions, and {num_alone:,} of "
-            f"{len(pairs):,} stand alone; take kto"
+            f"{len(preferences):,} stand alone; take kto"
         )

@@ -138,9 +138,7 @@ class RLConfig(RunConfig):
 
     def _bent(self) -> Iterator[str]:
         """Ways of sampling that make answers come from another distribution than the one that is trained."""
-        rollout = self.rollout
-        bent = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
-        changed = [f"rollout.{name}" for name, plain in bent.items() if getattr(rollout, name) != plain]
+        changed = [f"rollout.{name}" for name in self.rollout.bent]
         if changed:
             yield (
                 f"{', '.join(changed)}: answers come from another distribution than the one that is trained, whose "

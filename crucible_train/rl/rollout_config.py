@@ -1,11 +1,15 @@
 """How far an episode may go, how its answers are sampled, and what becomes of one that fails."""
 
+from collections.abc import Mapping
 from typing import Literal
 
 from crucible_train.config.base import Section, option
 from crucible_train.rl.environment import Turn
 from crucible_train.rl.failures import FailurePolicy
 from crucible_train.types import SamplingParams
+
+_PLAIN = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
+"""Sampling from the model's own distribution."""
 
 
 class RolloutConfig(Section):
@@ -46,6 +50,11 @@ class RolloutConfig(Section):
     min_group_share: float = option(
         0.5, "min_viable only: smallest share of a group that must be left, in (0, 1]", gt=0, le=1, advanced=True
     )
+
+    @property
+    def bent(self) -> Mapping[str, float]:
+        """The fields that have answers come from another distribution than the model's own, and what would not."""
+        return {name: plain for name, plain in _PLAIN.items() if getattr(self, name) != plain}
 
     @property
     def failures(self) -> FailurePolicy:

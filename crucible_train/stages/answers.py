@@ -9,13 +9,12 @@ from typing import Any, TypeVar
 
 from crucible_train import files, terminal
 from crucible_train.config.run_config import JudgedConfig
-from crucible_train.config.sections import ANSWER_FIELDS, PeftConfig
+from crucible_train.config.sections import ANSWER_FIELDS
 from crucible_train.evaluation.answers import Answer, Question, answer
-from crucible_train.renderers import get_renderer
 from crucible_train.stages.base import Stage
-from crucible_train.stages.chat_format import renderer_spec
+from crucible_train.stages.chat_format import renderer_of
 from crucible_train.stages.evaluate import RESULTS
-from crucible_train.stages.publishing import open_client
+from crucible_train.stages.publishing import FROZEN, open_client
 from crucible_train.stages.train import hardware_identity
 from crucible_train.types import ArtifactRef, Hardware, conversation
 
@@ -25,8 +24,7 @@ ConfigT = TypeVar("ConfigT", bound=JudgedConfig)
 class AnswerPrompts(Stage[ConfigT]):
     """Answers held-out prompts.
 
-    The model before training is loaded with the default adapter switched off, as the reference is: its answers do not
-    depend on how another is trained from it.
+    The model before training is loaded frozen: its answers do not depend on how another is trained from it.
     """
 
     reads = (
@@ -79,12 +77,11 @@ class AnswerPrompts(Stage[ConfigT]):
     async def _answers(self, inputs: Mapping[str, Path], folder: Path, asked: Sequence[Question]) -> list[Answer]:
         config, trained = self.config, inputs.get("trained")
         if trained is None:
-            config = config.model_copy(update={"peft": PeftConfig()})
+            config = config.model_copy(update={"peft": FROZEN})
         terminal.field("answering", f"{len(asked)} held-out prompts by the model {'after' if trained else 'before'}")
         client = await open_client(config, inputs["model"], self._hardware, folder / "unused", trained)
         try:
-            spec = renderer_spec(config, inputs["model"], client.tokenizer())
-            renderer = get_renderer(spec.name, client.tokenizer(), **spec.options)
+            renderer = renderer_of(config, inputs["model"], client.tokenizer())
             sampler = client.sampling_client(with_adapter=trained is not None)
             return await answer(sampler, renderer, asked, {}, config.eval, config.seed)
         finally:

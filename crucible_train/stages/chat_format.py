@@ -43,6 +43,17 @@ def renderer_spec(config: RunConfig, model_dir: Path, tokenizer: Tokenizer | Non
     return RendererSpec(name, dict(renderer.options), model_dir)
 
 
+def renderer_of(config: RunConfig, model_dir: Path, tokenizer: Tokenizer) -> Renderer:
+    """The chat format of a configuration for a model, with this tokenizer.
+
+    Raises:
+        ConfigError: as ``renderer_record``.
+        ModelError: likewise.
+    """
+    _, renderer = _renderer(config, model_dir, tokenizer)
+    return renderer
+
+
 async def settled(config: ConfigT, refs: Mapping[str, ArtifactRef]) -> ConfigT:
     """The configuration with the date that its chat format writes, where it writes today's and none is given.
 

@@ -13,8 +13,7 @@ from crucible_train.evaluation.nll import ExampleNll, measure_nll
 from crucible_train.evaluation.scorers import choose_scorers
 from crucible_train.ports import TrainingClient
 from crucible_train.recipes.sft import SFTConfig
-from crucible_train.renderers import get_renderer
-from crucible_train.stages.chat_format import renderer_spec
+from crucible_train.stages.chat_format import renderer_of
 
 _USUAL_SAMPLES = 8
 _MIN_HELD_OUT = 10  # a rate over fewer says nothing, and writing takes a minute on two cores
@@ -55,6 +54,5 @@ class HeldOutRows:
             return []
         config, tokenizer = self._config, client.tokenizer()
         scorers = choose_scorers(config.eval.scorers, [question.reference for question in self.questions])
-        spec = renderer_spec(config, self._inputs["model"], tokenizer)
-        renderer = get_renderer(spec.name, tokenizer, **spec.options)
+        renderer = renderer_of(config, self._inputs["model"], tokenizer)
         return await answer(client.sampling_client(), renderer, self.questions, scorers, config.eval, config.seed)

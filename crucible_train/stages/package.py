@@ -1,9 +1,6 @@
 """The published model, the report and the evaluation's records."""
 
-import json
-import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +8,14 @@ from crucible_train import files
 from crucible_train.metrics_file import METRICS_FILE, TIMINGS_FILE, read_metrics
 from crucible_train.recipes.sft import SFTConfig
 from crucible_train.renderers import FastTokenizer
-from crucible_train.renderers.record import RECORD_FILE
 from crucible_train.report.charts import loss_chart, png
-from crucible_train.report.facts import RunFacts, gather
+from crucible_train.report.facts import gather
 from crucible_train.report.page import page
 from crucible_train.report.summary import model_card, summary
 from crucible_train.stages.base import Stage
 from crucible_train.stages.chat_format import renderer_record
+from crucible_train.stages.packaging import lay_out_model, write_evaluation
 from crucible_train.stages.prepare_model import base_name
-from crucible_train.stages.publishing import ADAPTER, MODEL, whole_model
 from crucible_train.types import ArtifactRef, Hardware
 
 PUBLISHED = "model"
@@ -54,6 +50,7 @@ class Package(Stage[SFTConfig]):
         "renderers",
         "config",
         "stages.chat_format",
+        "stages.packaging",
         "stages.publishing",
         "adapters.torch_local.merging",
     )
@@ -71,38 +68,14 @@ class Package(Stage[SFTConfig]):
 
     async def run(self, inputs: Mapping[str, Path], folder: Path) -> None:
         """Lay everything out as the run directory has it."""
-        timings = read_metrics(self._run_dir, TIMINGS_FILE)
-        facts = gather(self.config, inputs, self._hardware.description, self._run_dir.name, timings)
-        await _publish(self.config, facts, inputs, folder / PUBLISHED)
-        _write_evaluation(facts, inputs, folder / EVALUATION)
+        config, timings = self.config, read_metrics(self._run_dir, TIMINGS_FILE)
+        facts = gather(config, inputs, self._hardware.description, self._run_dir.name, timings)
+        tokenizer = FastTokenizer.from_folder(inputs["model"])
+        record, card = renderer_record(config, inputs["model"], tokenizer), model_card(facts, base_name(config.model))
+        await lay_out_model(inputs, folder / PUBLISHED, tokenizer, record, card, is_judge=facts.is_judge)
+        write_evaluation(inputs, facts.compared, folder / EVALUATION)
         files.write_text(folder / REPORT, page(facts))
         files.write_text(folder / SUMMARY_PAGE, summary(facts) + "\n")
         files.write_bytes(folder / LOSS_CURVE, png(loss_chart(facts.metrics)))
         files.write_text(folder / QUARANTINE, "".join(files.canonical_json(row) + "\n" for row in facts.bad_rows))
         files.copy_file(inputs["trained"] / METRICS_FILE, folder / METRICS_FILE)
-
-
-async def _publish(config: SFTConfig, facts: RunFacts, inputs: Mapping[str, Path], folder: Path) -> None:
-    if facts.is_judge:  # whole: a judge is opened by its folder alone
-        await whole_model(inputs["model"], inputs["trained"], folder)
-    else:
-        shutil.copytree(inputs["trained"] / (ADAPTER if config.peft.use_peft else MODEL), folder)
-    tokenizer = FastTokenizer.from_folder(inputs["model"])
-    tokenizer.to_folder(folder)
-    files.write_bytes(folder / RECORD_FILE, renderer_record(config, inputs["model"], tokenizer).to_bytes())
-    files.write_text(folder / "README.md", model_card(facts, base_name(config.model)))
-
-
-def _write_evaluation(facts: RunFacts, inputs: Mapping[str, Path], folder: Path) -> None:
-    lines = [
-        json.dumps({"model": side, **json.loads(line)}) + "\n"
-        for side in ("before", "after")
-        for line in (inputs[side] / "results.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
-    matches = inputs["win_rate"] / "results.jsonl" if "win_rate" in inputs else None
-    more = matches.read_text(encoding="utf-8") if matches is not None else ""
-    files.write_text(folder / "results.jsonl", "".join(lines) + more)
-    sides = {side: files.read_json(inputs[side] / "summary.json") for side in ("before", "after")}
-    compared = {"compared": [asdict(row) | {"verdict": row.verdict} for row in facts.compared]}
-    preferred = {} if facts.win_rate is None else {"win_rate": facts.win_rate.summary}
-    files.write_json(folder / "summary.json", sides | compared | preferred)

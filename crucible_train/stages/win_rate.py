@@ -8,11 +8,11 @@ from typing import Any
 from crucible_train import files, terminal
 from crucible_train.config.run_config import JudgedConfig
 from crucible_train.evaluation.win_rate import Match, compare_answers, win_rate
-from crucible_train.renderers import FastTokenizer, Renderer, get_renderer
+from crucible_train.renderers import FastTokenizer
 from crucible_train.report.win_rate import in_a_line, of_the_judge
 from crucible_train.stages.answers import read_answers
 from crucible_train.stages.base import Stage
-from crucible_train.stages.chat_format import renderer_spec
+from crucible_train.stages.chat_format import renderer_of
 from crucible_train.stages.evaluate import RESULTS, SUMMARY
 from crucible_train.stages.judging import OpenedJudge, judge_in_words
 from crucible_train.stages.train import hardware_identity
@@ -76,14 +76,10 @@ class CompareAnswers(Stage[JudgedConfig]):
         if not asked:
             return []
         terminal.field("judging", f"{len(asked)} pairs of answers in both orders by {judge_in_words(config.win_rate)}")
-        own = (inputs["model"], self._own_renderer(inputs["model"]))
+        model_dir = inputs["model"]
+        own = (model_dir, renderer_of(config, model_dir, FastTokenizer.from_folder(model_dir)))
         async with OpenedJudge(config.win_rate, own, config.engine, self._hardware, inputs.get("judge")) as judge:
             return await compare_answers(judge, asked, after, before)
-
-    def _own_renderer(self, model_dir: Path) -> Renderer:
-        tokenizer = FastTokenizer.from_folder(model_dir)
-        spec = renderer_spec(self.config, model_dir, tokenizer)
-        return get_renderer(spec.name, tokenizer, **spec.options)
 
 
 def report(summary: Mapping[str, Any], *, is_cached: bool) -> None:

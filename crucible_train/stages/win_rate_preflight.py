@@ -7,9 +7,9 @@ from pathlib import Path
 from crucible_train.config.judge import WinRateConfig
 from crucible_train.config.run_config import JudgedConfig
 from crucible_train.judges import ComparisonRenderer
-from crucible_train.renderers import FastTokenizer, get_renderer
+from crucible_train.renderers import FastTokenizer
 from crucible_train.stages import preflight
-from crucible_train.stages.chat_format import renderer_spec
+from crucible_train.stages.chat_format import renderer_of
 from crucible_train.stages.judging import check_judge, judge_at_hand
 from crucible_train.stages.prepare_model import BUILT_IN, at_hand, description_of, model_field
 
@@ -57,5 +57,4 @@ def _check(config: JudgedConfig) -> None:
 
 def _check_own(config: JudgedConfig, folder: Path) -> None:
     tokenizer = FastTokenizer.from_folder(folder)
-    spec = renderer_spec(config, folder, tokenizer)
-    ComparisonRenderer(get_renderer(spec.name, tokenizer, **spec.options))
+    ComparisonRenderer(renderer_of(config, folder, tokenizer))

@@ -1,6 +1,5 @@
 """The published model, the report and the evaluation's records."""
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,6 @@ from crucible_train import files
 from crucible_train.metrics_file import METRICS_FILE, TIMINGS_FILE, read_metrics
 from crucible_train.recipes.distill import DistillConfig
 from crucible_train.renderers import FastTokenizer
-from crucible_train.renderers.record import RECORD_FILE
 from crucible_train.report.charts import divergence_chart, png
 from crucible_train.report.distill_page import model_card, page, summary
 from crucible_train.report.rl_facts import gather
@@ -17,9 +15,8 @@ from crucible_train.stages.base import Stage
 from crucible_train.stages.chat_format import renderer_record
 from crucible_train.stages.distill.evaluate import DIVERGENCE
 from crucible_train.stages.package import EVALUATION, PUBLISHED, REPORT, SUMMARY_PAGE
+from crucible_train.stages.packaging import lay_out_model, write_evaluation
 from crucible_train.stages.prepare_model import base_name
-from crucible_train.stages.publishing import ADAPTER, MODEL
-from crucible_train.stages.rl.package import write_evaluation
 from crucible_train.types import ArtifactRef, Hardware
 
 DIVERGENCE_CURVE = "divergence.png"
@@ -47,7 +44,7 @@ class PackageDistill(Stage[DistillConfig]):
         "eval",
         "checkpoint",
     )
-    code = ("report", "evaluation", "renderers", "config", "rl", "distill", "stages.chat_format", "stages.rl.package")
+    code = ("report", "evaluation", "renderers", "config", "rl", "distill", "stages.chat_format", "stages.packaging")
     libraries = ("matplotlib",)
 
     def __init__(self, config: DistillConfig, hardware: Hardware, run_dir: Path) -> None:
@@ -76,11 +73,9 @@ class PackageDistill(Stage[DistillConfig]):
             flow="distill",
             figures=(DIVERGENCE,),
         )
-        shutil.copytree(inputs["trained"] / (ADAPTER if config.peft.use_peft else MODEL), folder / PUBLISHED)
-        tokenizer.to_folder(folder / PUBLISHED)
-        files.write_bytes(folder / PUBLISHED / RECORD_FILE, record.to_bytes())
-        files.write_text(folder / PUBLISHED / "README.md", model_card(facts, base_name(config.model)))
-        write_evaluation(facts, inputs, folder / EVALUATION)
+        card = model_card(facts, base_name(config.model))
+        await lay_out_model(inputs, folder / PUBLISHED, tokenizer, record, card)
+        write_evaluation(inputs, facts.compared, folder / EVALUATION)
         files.write_text(folder / REPORT, page(facts))
         files.write_text(folder / SUMMARY_PAGE, summary(facts) + "\n")
         files.write_bytes(folder / DIVERGENCE_CURVE, png(divergence_chart(facts.metrics)))

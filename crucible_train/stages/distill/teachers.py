@@ -18,7 +18,7 @@ from crucible_train.renderers import FastTokenizer, Renderer, get_renderer, rend
 from crucible_train.rl.environments import problems
 from crucible_train.rl.problem_set import ProblemSet
 from crucible_train.stages.base import in_thread
-from crucible_train.stages.chat_format import renderer_spec
+from crucible_train.stages.chat_format import renderer_of
 from crucible_train.stages.prepare_model import base_name
 from crucible_train.stages.publishing import ADAPTER_CONFIG, FROZEN
 from crucible_train.stages.rl.problems import judge_of
@@ -65,13 +65,8 @@ def problems_for(config: DistillConfig, renderer: Renderer, judge: Asked | None 
 
 def student_of(config: DistillConfig, model_dir: Path, tokenizer: Tokenizer) -> Reader:
     """How the student sees the problems, which can be shown, not played, where they need a judge."""
-    renderer = _renderer_of(config, model_dir, tokenizer)
+    renderer = renderer_of(config, model_dir, tokenizer)
     return Reader(problems_for(config, renderer), renderer)
-
-
-def _renderer_of(config: DistillConfig, model_dir: Path, tokenizer: Tokenizer) -> Renderer:
-    spec = renderer_spec(config, model_dir, tokenizer)
-    return get_renderer(spec.name, tokenizer, **spec.options)
 
 
 def teacher_reader(
@@ -124,7 +119,7 @@ async def classroom(
         ConfigError: one of them does not fit the student or what is to be learnt.
         ModelError: a model cannot be loaded.
     """
-    renderer = _renderer_of(config, inputs["model"], client.tokenizer())
+    renderer = renderer_of(config, inputs["model"], client.tokenizer())
     async with AsyncExitStack() as stack:
         own = (inputs["model"], renderer)
         judge = await stack.enter_async_context(judge_of(config.env, own, config.engine, hardware))

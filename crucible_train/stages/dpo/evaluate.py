@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from crucible_train import files, terminal, wiring
-from crucible_train.data.rendering import TRAIN, VALIDATION
+from crucible_train.data.rendering import VALIDATION
 from crucible_train.preference.measuring import (
     Measured,
     measure,
@@ -14,9 +14,9 @@ from crucible_train.preference.measuring import (
     preference_metrics,
     read_measured,
 )
-from crucible_train.recipes.dpo import DPOConfig, check_paired
+from crucible_train.recipes.dpo import DPOConfig
 from crucible_train.stages.base import Stage
-from crucible_train.stages.dpo.reference import preference_set
+from crucible_train.stages.dpo.reference import check_rendered, preference_set
 from crucible_train.stages.evaluate import RESULTS, SUMMARY
 from crucible_train.stages.publishing import RESULT, open_client
 from crucible_train.stages.train import hardware_identity
@@ -64,9 +64,8 @@ class EvaluateDPO(Stage[DPOConfig]):
 
     async def _found(self, inputs: Mapping[str, Path], folder: Path) -> list[Measured]:
         config, loss, trained = self.config, self.config.preference.loss(), inputs.get("trained")
+        check_rendered(config, inputs["rendered"])
         held_out = preference_set(inputs, VALIDATION)
-        for part in (held_out, preference_set(inputs, TRAIN)):  # here, and not only once it is to be trained on
-            check_paired(config, part)
         if not len(held_out):
             return []
         if trained is None and held_out.references is not None:

@@ -1,9 +1,6 @@
 """The published model, the report and the evaluation's records."""
 
-import json
-import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +8,15 @@ from crucible_train import files
 from crucible_train.metrics_file import METRICS_FILE, TIMINGS_FILE, read_metrics
 from crucible_train.recipes.dpo import DPOConfig
 from crucible_train.renderers import FastTokenizer
-from crucible_train.renderers.record import RECORD_FILE
 from crucible_train.report.charts import margin_chart, png
-from crucible_train.report.dpo_facts import DPOFacts, gather
+from crucible_train.report.dpo_facts import gather
 from crucible_train.report.dpo_page import page
 from crucible_train.report.dpo_summary import model_card, summary
 from crucible_train.stages.base import Stage
 from crucible_train.stages.chat_format import renderer_record
-from crucible_train.stages.evaluate import RESULTS, SUMMARY
 from crucible_train.stages.package import EVALUATION, PUBLISHED, QUARANTINE, REPORT, SUMMARY_PAGE
+from crucible_train.stages.packaging import lay_out_model, write_evaluation
 from crucible_train.stages.prepare_model import base_name
-from crucible_train.stages.publishing import ADAPTER, MODEL, whole_model
 from crucible_train.types import ArtifactRef, Hardware
 
 MARGIN_CURVE = "margin.png"
@@ -53,6 +48,7 @@ class PackageDPO(Stage[DPOConfig]):
         "config",
         "preference",
         "stages.chat_format",
+        "stages.packaging",
         "stages.publishing",
         "adapters.torch_local.merging",
     )
@@ -73,33 +69,12 @@ class PackageDPO(Stage[DPOConfig]):
         config = self.config
         timings = read_metrics(self._run_dir, TIMINGS_FILE)
         facts = gather(config, inputs, self._hardware.description, self._run_dir.name, timings)
-        if config.preference.is_reward_model:  # whole: a judge is opened by its folder alone
-            await whole_model(inputs["model"], inputs["trained"], folder / PUBLISHED)
-        else:
-            shutil.copytree(inputs["trained"] / (ADAPTER if config.peft.use_peft else MODEL), folder / PUBLISHED)
-        tokenizer = FastTokenizer.from_folder(inputs["model"])
-        tokenizer.to_folder(folder / PUBLISHED)
-        record = renderer_record(config, inputs["model"], tokenizer)
-        files.write_bytes(folder / PUBLISHED / RECORD_FILE, record.to_bytes())
-        files.write_text(folder / PUBLISHED / "README.md", model_card(facts, base_name(config.model)))
-        _write_evaluation(facts, inputs, folder / EVALUATION)
+        tokenizer, is_judge = FastTokenizer.from_folder(inputs["model"]), config.preference.is_reward_model
+        record, card = renderer_record(config, inputs["model"], tokenizer), model_card(facts, base_name(config.model))
+        await lay_out_model(inputs, folder / PUBLISHED, tokenizer, record, card, is_judge=is_judge)
+        write_evaluation(inputs, facts.compared, folder / EVALUATION)
         files.write_text(folder / REPORT, page(facts))
         files.write_text(folder / SUMMARY_PAGE, summary(facts) + "\n")
         files.write_bytes(folder / MARGIN_CURVE, png(margin_chart(facts.metrics)))
         files.write_text(folder / QUARANTINE, "".join(files.canonical_json(row) + "\n" for row in facts.bad_rows))
         files.copy_file(inputs["trained"] / METRICS_FILE, folder / METRICS_FILE)
-
-
-def _write_evaluation(facts: DPOFacts, inputs: Mapping[str, Path], folder: Path) -> None:
-    lines = [
-        json.dumps({"model": side, **json.loads(line)}) + "\n"
-        for side in ("before", "after")
-        for line in (inputs[side] / RESULTS).read_text(encoding="utf-8").splitlines()
-    ]
-    matches = inputs["win_rate"] / RESULTS if "win_rate" in inputs else None
-    more = matches.read_text(encoding="utf-8") if matches is not None else ""
-    files.write_text(folder / RESULTS, "".join(lines) + more)
-    sides = {side: files.read_json(inputs[side] / SUMMARY) for side in ("before", "after")}
-    compared = {"compared": [asdict(row) | {"verdict": row.verdict} for row in facts.compared]}
-    preferred = {} if facts.win_rate is None else {"win_rate": facts.win_rate.summary}
-    files.write_json(folder / SUMMARY, sides | compared | preferred)

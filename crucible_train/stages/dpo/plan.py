@@ -18,7 +18,6 @@ from crucible_train.data.rows import bad_rows as counted
 from crucible_train.errors import DataError
 from crucible_train.loop.run import Cadence
 from crucible_train.loop.training import schedule_of
-from crucible_train.preference.measuring import PreferenceSet
 from crucible_train.recipes.dpo import DPOConfig, check_paired, peak_rate, plan_of
 from crucible_train.stages.chain import Chain
 from crucible_train.stages.chat_format import with_noted_date
@@ -80,7 +79,7 @@ def _show(config: DPOConfig, hardware: Hardware, folder: Path) -> Sequence[Mappi
     bad_rows += bad_rows_of(rendered)
     show_bad_rows(bad_rows)
     pairs = RenderedPreferences(rendered / TRAIN)
-    check_paired(config, PreferenceSet(pairs, None))  # type: ignore[arg-type]
+    check_paired(config, pairs)  # type: ignore[arg-type]
     first = itertools.islice(pairs, _NUM_SHOWN)
     show_samples([side for one in first for _, side in one.sides], description)
     chain.show()

@@ -60,8 +60,7 @@ class ReferencePass(Stage[DPOConfig]):
         Raises:
             ConfigError: a completion stands alone, and the loss compares two.
         """
-        for name in _PARTS:
-            check_paired(self.config, PreferenceSet(RenderedPreferences(inputs["rendered"] / name), None))  # type: ignore[arg-type]
+        check_rendered(self.config, inputs["rendered"])
         client = await open_client(self.config, inputs["model"], self._hardware, folder / "unused")
         with_mismatched = self.config.preference.needs_mismatched
         num_preferences = 0
@@ -74,6 +73,16 @@ class ReferencePass(Stage[DPOConfig]):
             await client.close()
         files.write_json(folder / REFERENCE, _identity(inputs) | {"mismatched": with_mismatched})
         files.write_json(folder / SUMMARY, {"num_preferences": num_preferences})
+
+
+def check_rendered(config: DPOConfig, rendered: Path) -> None:
+    """See, before a model is loaded, that what is trained and what is held out suits the loss.
+
+    Raises:
+        ConfigError: a completion stands alone, and the loss compares two.
+    """
+    for name in _PARTS:
+        check_paired(config, RenderedPreferences(rendered / name))  # type: ignore[arg-type]
 
 
 def _identity(inputs: Mapping[str, Path]) -> dict[str, str]:

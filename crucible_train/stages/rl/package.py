@@ -1,9 +1,6 @@
 """The published model, the report, chosen groups and the evaluation's records."""
 
-import json
-import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +8,16 @@ from crucible_train import files
 from crucible_train.metrics_file import METRICS_FILE, TIMINGS_FILE, read_metrics
 from crucible_train.recipes.rl import RLConfig
 from crucible_train.renderers import FastTokenizer
-from crucible_train.renderers.record import RECORD_FILE
 from crucible_train.report.charts import png, reward_chart
 from crucible_train.report.logtree import logtree_json, render_logtree
-from crucible_train.report.rl_facts import RLFacts, gather
+from crucible_train.report.rl_facts import gather
 from crucible_train.report.rl_page import page
 from crucible_train.report.rl_summary import model_card, summary
 from crucible_train.stages.base import Stage
 from crucible_train.stages.chat_format import renderer_record
 from crucible_train.stages.package import EVALUATION, PUBLISHED, REPORT, SUMMARY_PAGE
+from crucible_train.stages.packaging import lay_out_model, write_evaluation
 from crucible_train.stages.prepare_model import base_name
-from crucible_train.stages.publishing import ADAPTER, MODEL
-from crucible_train.stages.rl.evaluate import RESULTS, SUMMARY
 from crucible_train.stages.rl.logged_groups import kept
 from crucible_train.types import ArtifactRef, Hardware
 
@@ -51,7 +46,16 @@ class PackageRL(Stage[RLConfig]):
         "checkpoint",
         "num_logged_groups",
     )
-    code = ("report", "evaluation", "renderers", "config", "rl", "stages.chat_format", "stages.rl.logged_groups")
+    code = (
+        "report",
+        "evaluation",
+        "renderers",
+        "config",
+        "rl",
+        "stages.chat_format",
+        "stages.packaging",
+        "stages.rl.logged_groups",
+    )
     libraries = ("matplotlib",)
 
     def __init__(self, config: RLConfig, hardware: Hardware, run_dir: Path) -> None:
@@ -71,11 +75,9 @@ class PackageRL(Stage[RLConfig]):
         record = renderer_record(config, inputs["model"], tokenizer)
         timings = read_metrics(self._run_dir, TIMINGS_FILE)
         facts = gather(config, inputs, self._hardware.description, title, record.name, timings)
-        shutil.copytree(inputs["trained"] / (ADAPTER if config.peft.use_peft else MODEL), folder / PUBLISHED)
-        tokenizer.to_folder(folder / PUBLISHED)
-        files.write_bytes(folder / PUBLISHED / RECORD_FILE, record.to_bytes())
-        files.write_text(folder / PUBLISHED / "README.md", model_card(facts, base_name(config.model)))
-        write_evaluation(facts, inputs, folder / EVALUATION)
+        card = model_card(facts, base_name(config.model))
+        await lay_out_model(inputs, folder / PUBLISHED, tokenizer, record, card)
+        write_evaluation(inputs, facts.compared, folder / EVALUATION)
         groups = list(kept(inputs["trained"]))
         files.write_text(folder / LOGTREE, render_logtree(groups, title))
         files.write_json(folder / "logtree.json", logtree_json(groups, title))
@@ -83,17 +85,3 @@ class PackageRL(Stage[RLConfig]):
         files.write_text(folder / SUMMARY_PAGE, summary(facts) + "\n")
         files.write_bytes(folder / REWARD_CURVE, png(reward_chart(facts.metrics)))
         files.copy_file(inputs["trained"] / METRICS_FILE, folder / METRICS_FILE)
-
-
-def write_evaluation(facts: RLFacts, inputs: Mapping[str, Path], folder: Path) -> None:
-    """What was measured before and after, problem by problem and summed up."""
-    lines = [
-        json.dumps({"model": side, **json.loads(line)}) + "\n"
-        for side in ("before", "after")
-        for line in (inputs[side] / RESULTS).read_text(encoding="utf-8").splitlines()
-    ]
-    files.write_text(folder / RESULTS, "".join(lines))
-    sides = {side: files.read_json(inputs[side] / SUMMARY) for side in ("before", "after")}
-    files.write_json(
-        folder / SUMMARY, sides | {"compared": [asdict(row) | {"verdict": row.verdict} for row in facts.compared]}
-    )

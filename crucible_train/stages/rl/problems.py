@@ -10,12 +10,12 @@ from crucible_train.config.sections import EngineConfig
 from crucible_train.judges import Asked
 from crucible_train.ports import Tokenizer
 from crucible_train.recipes.rl import RLConfig
-from crucible_train.renderers import Renderer, get_renderer
+from crucible_train.renderers import Renderer
 from crucible_train.rl.config import EnvConfig
 from crucible_train.rl.environments import Identified, problems, read_options
 from crucible_train.rl.environments.preference import JudgeSource
 from crucible_train.rl.problem_set import ProblemSet
-from crucible_train.stages.chat_format import renderer_spec
+from crucible_train.stages.chat_format import renderer_of
 from crucible_train.stages.judging import OpenedJudge, judge_identity, tell_bias
 from crucible_train.types import Hardware
 
@@ -80,12 +80,6 @@ def problem_set(config: RLConfig, model_dir: Path, tokenizer: Tokenizer, judge: 
     """
     renderer = renderer_of(config, model_dir, tokenizer)
     return problems(config.env.name, config.env.options, renderer, config.seed, wiring.dataset_store(), judge)
-
-
-def renderer_of(config: RLConfig, model_dir: Path, tokenizer: Tokenizer) -> Renderer:
-    """The chat format of a configuration for a model."""
-    spec = renderer_spec(config, model_dir, tokenizer)
-    return get_renderer(spec.name, tokenizer, **spec.options)
 
 
 def described(config: RLConfig, found: ProblemSet) -> dict[str, Any]:
