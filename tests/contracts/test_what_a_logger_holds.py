@@ -115,6 +115,7 @@ def wandb_kept(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kept]:
 
     from crucible_train.adapters.loggers.wandb_runs import WandbLogger
 
+    wandb.teardown()  # an earlier test may have left the library offline
     stub = WandbStub()
     for name in ("WANDB_MODE", "WANDB_DIR"):
         monkeypatch.delenv(name, raising=False)

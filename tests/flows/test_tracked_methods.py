@@ -85,7 +85,7 @@ def test_a_run_is_whole_in_every_tracker(
     }
     assert read_tensorboard(folder) == shown
     assert _mlflow_metrics(tmp_path) == {
-        name.replace("+", "_2b"): [(step, values[name]) for step, values in expected if name in values]
+        name.replace("+", "_"): [(step, values[name]) for step, values in expected if name in values]
         for name in _names(expected)
     }
 
