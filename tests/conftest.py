@@ -128,3 +128,15 @@ def migrated_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
     MlflowClient(f"sqlite:///{path}").search_experiments()
     return path
+
+
+@pytest.fixture
+def tracker(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A tracker behind HTTP, running, and its address where followers find it."""
+    from tests.tracking.http_tracker import TrackingServer
+
+    server = TrackingServer()
+    server.start()
+    monkeypatch.setenv("HTTP_TRACKER_URL", server.url)
+    yield server
+    server.stop()

@@ -17,8 +17,6 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from tests.tracking.http_tracker import TrackingServer
-
 ROOT = Path(__file__).parents[2]
 
 # before Prefect is imported here
@@ -256,16 +254,6 @@ class FlowRun:
     printed: str
     seconds: float
     tasks: list[tuple[str, str]]
-
-
-@pytest.fixture
-def tracker(monkeypatch: pytest.MonkeyPatch) -> Iterator[TrackingServer]:
-    """A tracker behind HTTP, and its address where followers find it."""
-    server = TrackingServer()
-    server.start()
-    monkeypatch.setenv("HTTP_TRACKER_URL", server.url)
-    yield server
-    server.stop()
 
 
 @pytest.fixture

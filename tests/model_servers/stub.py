@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from tests.model_servers.asgi import body_of, headers_of
+
 EOS = 2
 
 
@@ -71,12 +73,7 @@ class StubServer:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             return
-        raw = b""
-        while True:
-            message = await receive()
-            raw += message.get("body", b"")
-            if not message.get("more_body"):
-                break
+        raw = await body_of(receive)
         self.under_way += 1
         self.most_under_way = max(self.most_under_way, self.under_way)
         try:
@@ -85,7 +82,7 @@ class StubServer:
             self.under_way -= 1
 
     async def _answer(self, scope: Any, raw: bytes, receive: Any, send: Any) -> None:
-        headers = {name.decode().lower(): value.decode() for name, value in scope["headers"]}
+        headers = headers_of(scope)
         if self.key is not None and headers.get("authorization") != f"Bearer {self.key}":
             sent = headers.get("authorization")
             return await _send(send, 401, {"error": {"message": f"wrong key: {sent}", "code": 401}})

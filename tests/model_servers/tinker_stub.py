@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from tests.model_servers.asgi import body_of, headers_of
 from tests.model_servers.stub import StubServer
 
 BASE = "Toy/Base"
@@ -40,14 +41,9 @@ class TinkerStub:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             return
-        raw = b""
-        while True:
-            message = await receive()
-            raw += message.get("body", b"")
-            if not message.get("more_body"):
-                break
+        raw = await body_of(receive)
         self.calls.append(path := scope["path"].removeprefix("/api/v1/"))
-        headers = {name.decode().lower(): value.decode() for name, value in scope["headers"]}
+        headers = headers_of(scope)
         status, answer = self._answer(path, headers, json.loads(raw or b"{}"))
         data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
         kind = b"application/x-protobuf" if isinstance(answer, bytes) else b"application/json"

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +11,8 @@ import pytest
 from crucible_train.adapters.loggers.replicated import ReplicatedLogger
 from crucible_train.metrics_file import TIMINGS_FILE, MetricsFile, read_metrics
 from crucible_train.ports import RunInfo
-from tests.tracking.http_tracker import TrackingServer
 
 HTTP = "tests.tracking.http_tracker:HttpTracker"
-
-
-@pytest.fixture
-def tracker(monkeypatch: pytest.MonkeyPatch) -> Iterator[TrackingServer]:
-    """The server, running, and its address where followers find it."""
-    server = TrackingServer()
-    server.start()
-    monkeypatch.setenv("HTTP_TRACKER_URL", server.url)
-    yield server
-    server.stop()
 
 
 class Run:
@@ -49,6 +38,17 @@ class Run:
     def finish(self, status: Any = "done") -> None:
         self.metrics.finish(status)
         self.logger.finish(status)
+
+
+@pytest.fixture
+def own_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """Writes a module of a user's own where followers find it, by its name."""
+
+    def write(name: str, source: str) -> None:
+        (tmp_path / f"{name}.py").write_text(source)
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+    return write
 
 
 @pytest.fixture

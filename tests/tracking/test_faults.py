@@ -142,9 +142,8 @@ class Hanging(QuietLogger):
 """
 
 
-def test_a_follower_whose_client_never_comes_back_ends_when_its_run_has(make_run, tmp_path, monkeypatch):
-    (tmp_path / "hanging_client.py").write_text(HANGING)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+def test_a_follower_whose_client_never_comes_back_ends_when_its_run_has(make_run, own_client):
+    own_client("hanging_client", HANGING)
     run = make_run(("hanging_client:Hanging",), start_follower=lambda *_: None)
     run.start()
     run.steps(0, 3)

@@ -324,10 +324,11 @@ class Blocked(QuietLogger):
 """
 
 
-def test_no_call_waits_for_a_tracker_that_blocks_or_for_a_picture_that_is_copied(make_run, tmp_path, monkeypatch):
+def test_no_call_waits_for_a_tracker_that_blocks_or_for_a_picture_that_is_copied(
+    make_run, tmp_path, monkeypatch, own_client
+):
     """Neither of them comes to an end before the last step is logged: a call that waited would wait for ever."""
-    (tmp_path / "blocked_client.py").write_text(BLOCKED)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    own_client("blocked_client", BLOCKED)
     copying, may_copy = threading.Event(), threading.Event()
 
     def add_image(*_) -> None:

@@ -123,10 +123,9 @@ class Slow(QuietLogger):
 """
 
 
-def test_an_upload_may_take_as_long_as_its_size_at_a_floor_rate(make_run, tmp_path, monkeypatch):
+def test_an_upload_may_take_as_long_as_its_size_at_a_floor_rate(make_run, own_client):
     """The follower gives up 0.5 s after the last thing was taken: the file takes 4 s and may take 8."""
-    (tmp_path / "slow_client.py").write_text(SLOW)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    own_client("slow_client", SLOW)
     run = make_run(("slow_client:Slow",), start_follower=lambda *_: None)
     run.start()
     run.steps(0, 3)

@@ -31,11 +31,21 @@ def run_info(tmp_path) -> Callable[..., RunInfo]:
     return lambda name="run", **changes: make_run_info(tmp_path, name, **changes)
 
 
+def sync_offline(run: RunInfo) -> None:
+    """Have W&B's own command send what a run left in its offline folder."""
+    (folder,) = run.run_dir.parent.glob(f"wandb/offline-run-*-{run.tracker_id}")
+    env = {name: value for name, value in os.environ.items() if name != "WANDB_MODE"}
+    command = [sys.executable, "-m", "wandb", "sync", str(folder)]
+    done = subprocess.run(command, env=env, cwd=run.run_dir, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.fixture
 def service(monkeypatch) -> Iterator[WandbStub]:
     """A W&B service on this machine, which the library is told of."""
     import wandb
 
+    wandb.teardown()  # an earlier test may have left the library offline
     stub = WandbStub()
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.delenv("WANDB_DIR", raising=False)

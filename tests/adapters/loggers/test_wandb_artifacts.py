@@ -1,9 +1,6 @@
 """What a run used and made arrives in W&B: versions by digest, their files, who made and used them; pictures."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +8,7 @@ import pytest
 from crucible_train.adapters.loggers import wandb_artifacts
 from crucible_train.adapters.loggers.wandb_runs import WandbLogger
 from crucible_train.ports import LoggedArtifact, LoggerUnavailable
+from tests.adapters.loggers.conftest import sync_offline
 from tests.tracking.test_local_files import PICTURE
 
 ROWS = LoggedArtifact(
@@ -111,11 +109,7 @@ def test_offline_everything_arrives_with_sync_and_inputs_in_the_config(service, 
     log_all(logger, tmp_path)
     logger.finish("done")
     assert not service.operations, "offline reaches nothing"
-    (folder,) = run.run_dir.parent.glob(f"wandb/offline-run-*-{run.tracker_id}")
-    env = {name: value for name, value in os.environ.items() if name != "WANDB_MODE"}
-    command = [sys.executable, "-m", "wandb", "sync", str(folder)]
-    done = subprocess.run(command, env=env, cwd=run.run_dir, capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode == 0, done.stderr
+    sync_offline(run)
     check_made(service, run.tracker_id)
     assert not service.artifacts.named("rows.jsonl"), "the library takes no used artifact offline"
 

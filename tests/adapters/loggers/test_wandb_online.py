@@ -16,6 +16,7 @@ from crucible_train.errors import ConfigError
 from crucible_train.ports import LoggedArtifact, LoggerUnavailable
 from crucible_train.ports.metrics_logger import SLOWEST_BYTES_A_SECOND
 from crucible_train.tracking.command import main
+from tests.adapters.loggers.conftest import sync_offline
 from tests.adapters.loggers.wandb_stub import StoredRun
 from tests.conftest import ROOT
 
@@ -160,11 +161,7 @@ def test_an_offline_folder_is_sent_by_wandb_sync(service, run_info, monkeypatch)
     log(logger, range(1, 5))
     logger.finish("done")
     assert not service.operations, "offline reaches nothing"
-    (folder,) = run.run_dir.parent.glob(f"wandb/offline-run-*-{run.tracker_id}")
-    env = {name: value for name, value in os.environ.items() if name != "WANDB_MODE"}
-    command = [sys.executable, "-m", "wandb", "sync", str(folder)]
-    done = subprocess.run(command, env=env, cwd=run.run_dir, capture_output=True, text=True, check=False, timeout=60)
-    assert done.returncode == 0, done.stderr
+    sync_offline(run)
     assert shown(service.runs[run.tracker_id]) == expected(4)
 
 
