@@ -16,7 +16,7 @@ from prefect.artifacts import (
 
 from crucible_train.stages.distill.package import DIVERGENCE_CURVE
 from crucible_train.stages.dpo.package import MARGIN_CURVE
-from crucible_train.stages.package import EVALUATION, LOSS_CURVE, SUMMARY_PAGE
+from crucible_train.stages.layout import EVALUATION, LOSS_CURVE, SUMMARY_PAGE
 from crucible_train.stages.rl.package import REWARD_CURVE
 from crucible_train.tracking.ending import SentTo
 

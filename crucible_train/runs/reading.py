@@ -24,7 +24,7 @@ from crucible_train.recipes.distill import DistillConfig
 from crucible_train.recipes.dpo import DPOConfig
 from crucible_train.recipes.rl import RLConfig
 from crucible_train.recipes.sft import SFTConfig
-from crucible_train.stages.package import EVALUATION
+from crucible_train.stages.layout import EVALUATION
 from crucible_train.stages.run_directory import CONFIG, RECORD, flat
 
 TAGS = "tags.json"

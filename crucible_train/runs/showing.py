@@ -9,7 +9,7 @@ from crucible_train.config.writing import as_text
 from crucible_train.report.conversations import visible
 from crucible_train.runs.reading import Change, Run
 from crucible_train.runs.table import figure, heading, show_table
-from crucible_train.stages.package import PUBLISHED, REPORT
+from crucible_train.stages.layout import PUBLISHED, REPORT
 
 _HEADINGS = ("run", "method", "model", "data", "status", "steps", "before -> after", "finished (UTC)", "tags")
 

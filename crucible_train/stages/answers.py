@@ -13,7 +13,7 @@ from crucible_train.config.sections import ANSWER_FIELDS
 from crucible_train.evaluation.answers import Answer, Question, answer
 from crucible_train.stages.base import Stage
 from crucible_train.stages.chat_format import renderer_of
-from crucible_train.stages.evaluate import RESULTS
+from crucible_train.stages.layout import RESULTS
 from crucible_train.stages.publishing import FROZEN, open_client
 from crucible_train.stages.train import hardware_identity
 from crucible_train.types import ArtifactRef, Hardware, conversation

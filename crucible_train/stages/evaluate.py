@@ -12,12 +12,10 @@ from crucible_train.evaluation.nll import ExampleNll, nll_metrics, read_measured
 from crucible_train.recipes.sft import SFTConfig
 from crucible_train.stages.base import Stage
 from crucible_train.stages.held_out import HeldOutRows
+from crucible_train.stages.layout import RESULTS, SUMMARY
 from crucible_train.stages.publishing import RESULT, open_client
 from crucible_train.stages.train import MEASURED, hardware_identity
 from crucible_train.types import ArtifactRef, Hardware
-
-RESULTS = "results.jsonl"
-SUMMARY = "summary.json"
 
 
 class Evaluate(Stage[SFTConfig]):

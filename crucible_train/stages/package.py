@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from crucible_train import files
+from crucible_train.data.preparation import QUARANTINE
 from crucible_train.metrics_file import METRICS_FILE, TIMINGS_FILE, read_metrics
 from crucible_train.recipes.sft import SFTConfig
 from crucible_train.renderers import FastTokenizer
@@ -14,16 +15,10 @@ from crucible_train.report.page import page
 from crucible_train.report.summary import model_card, summary
 from crucible_train.stages.base import Stage
 from crucible_train.stages.chat_format import renderer_record
+from crucible_train.stages.layout import EVALUATION, LOSS_CURVE, PUBLISHED, REPORT, SUMMARY_PAGE
 from crucible_train.stages.packaging import lay_out_model, write_evaluation
 from crucible_train.stages.prepare_model import base_name
 from crucible_train.types import ArtifactRef, Hardware
-
-PUBLISHED = "model"
-REPORT = "report.html"
-SUMMARY_PAGE = "summary.md"
-LOSS_CURVE = "loss.png"
-EVALUATION = "eval"
-QUARANTINE = "quarantine.jsonl"
 
 
 class Package(Stage[SFTConfig]):

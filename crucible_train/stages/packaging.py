@@ -11,7 +11,7 @@ from crucible_train import files
 from crucible_train.evaluation.comparison import Compared
 from crucible_train.renderers import FastTokenizer
 from crucible_train.renderers.record import RECORD_FILE, RendererRecord
-from crucible_train.stages.evaluate import RESULTS, SUMMARY
+from crucible_train.stages.layout import RESULTS, SUMMARY
 from crucible_train.stages.publishing import ADAPTER, MODEL, whole_model
 
 _SIDES = ("before", "after")

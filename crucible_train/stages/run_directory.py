@@ -17,7 +17,7 @@ from crucible_train.config.run_config import RunConfig
 from crucible_train.config.writing import as_text
 from crucible_train.evaluation.comparison import ALONE
 from crucible_train.report.win_rate import in_a_line
-from crucible_train.stages.package import EVALUATION, PUBLISHED, REPORT
+from crucible_train.stages.layout import EVALUATION, PUBLISHED, REPORT
 from crucible_train.types import ArtifactRef, Hardware
 
 CONFIG = "config.json"

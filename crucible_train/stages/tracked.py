@@ -16,7 +16,7 @@ from crucible_train.journal import Journal, Phase, TrackedRun, begin, read_run
 from crucible_train.metrics_file import MetricsFile, last_step
 from crucible_train.ports import Cell, LoggedArtifact, MetricsLogger, RunInfo, RunStatus
 from crucible_train.stages.base import open_artifact
-from crucible_train.stages.package import EVALUATION, PUBLISHED, REPORT
+from crucible_train.stages.layout import EVALUATION, PUBLISHED, REPORT
 from crucible_train.stages.publishing import ADAPTER_CONFIG
 from crucible_train.stages.run_directory import CONFIG, RECORD
 from crucible_train.types import ArtifactRef

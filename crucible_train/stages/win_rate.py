@@ -13,8 +13,8 @@ from crucible_train.report.win_rate import in_a_line, of_the_judge
 from crucible_train.stages.answers import read_answers
 from crucible_train.stages.base import Stage
 from crucible_train.stages.chat_format import renderer_of
-from crucible_train.stages.evaluate import RESULTS, SUMMARY
 from crucible_train.stages.judging import OpenedJudge, judge_in_words
+from crucible_train.stages.layout import RESULTS, SUMMARY
 from crucible_train.stages.train import hardware_identity
 from crucible_train.types import ArtifactRef, Hardware
 

@@ -194,7 +194,8 @@ def test_what_training_measured_of_the_published_weights_is_what_loading_them_me
 ) -> None:
     from crucible_train import wiring
     from crucible_train.stages.base import open_artifact
-    from crucible_train.stages.evaluate import RESULTS, Evaluate
+    from crucible_train.stages.evaluate import Evaluate
+    from crucible_train.stages.layout import RESULTS
     from crucible_train.stages.train import MEASURED
     from crucible_train.types import ArtifactRef
 

@@ -18,9 +18,10 @@ from crucible_train.seeds import fold
 from crucible_train.stages.base import Stage
 from crucible_train.stages.distill.sources import sources
 from crucible_train.stages.distill.teachers import Classroom, classroom
+from crucible_train.stages.layout import RESULTS, SUMMARY
 from crucible_train.stages.publishing import open_client
 from crucible_train.stages.rl import evaluate
-from crucible_train.stages.rl.evaluate import RESULTS, SUMMARY, tell_failure
+from crucible_train.stages.rl.evaluate import tell_failure
 from crucible_train.stages.rl.problems import PROBLEM_CODE, PROBLEM_FIELDS, PROBLEM_LIBRARIES, described
 from crucible_train.stages.train import hardware_identity
 from crucible_train.types import ArtifactRef, Hardware

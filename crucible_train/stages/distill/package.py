@@ -14,7 +14,7 @@ from crucible_train.report.rl_facts import gather
 from crucible_train.stages.base import Stage
 from crucible_train.stages.chat_format import renderer_record
 from crucible_train.stages.distill.evaluate import DIVERGENCE
-from crucible_train.stages.package import EVALUATION, PUBLISHED, REPORT, SUMMARY_PAGE
+from crucible_train.stages.layout import EVALUATION, PUBLISHED, REPORT, SUMMARY_PAGE
 from crucible_train.stages.packaging import lay_out_model, write_evaluation
 from crucible_train.stages.prepare_model import base_name
 from crucible_train.types import ArtifactRef, Hardware

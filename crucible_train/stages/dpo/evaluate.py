@@ -17,7 +17,7 @@ from crucible_train.preference.measuring import (
 from crucible_train.recipes.dpo import DPOConfig
 from crucible_train.stages.base import Stage
 from crucible_train.stages.dpo.reference import check_rendered, preference_set
-from crucible_train.stages.evaluate import RESULTS, SUMMARY
+from crucible_train.stages.layout import RESULTS, SUMMARY
 from crucible_train.stages.publishing import RESULT, open_client
 from crucible_train.stages.train import hardware_identity
 from crucible_train.types import ArtifactRef, Hardware

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from crucible_train import files
+from crucible_train.data.preparation import QUARANTINE
 from crucible_train.metrics_file import METRICS_FILE, TIMINGS_FILE, read_metrics
 from crucible_train.recipes.dpo import DPOConfig
 from crucible_train.renderers import FastTokenizer
@@ -14,7 +15,7 @@ from crucible_train.report.dpo_page import page
 from crucible_train.report.dpo_summary import model_card, summary
 from crucible_train.stages.base import Stage
 from crucible_train.stages.chat_format import renderer_record
-from crucible_train.stages.package import EVALUATION, PUBLISHED, QUARANTINE, REPORT, SUMMARY_PAGE
+from crucible_train.stages.layout import EVALUATION, PUBLISHED, REPORT, SUMMARY_PAGE
 from crucible_train.stages.packaging import lay_out_model, write_evaluation
 from crucible_train.stages.prepare_model import base_name
 from crucible_train.types import ArtifactRef, Hardware

@@ -10,6 +10,7 @@ from crucible_train.recipes.rl import RLConfig
 from crucible_train.rl.held_out import held_out_metrics, play_held_out
 from crucible_train.rl.rollout_config import RolloutConfig
 from crucible_train.stages.base import Stage
+from crucible_train.stages.layout import RESULTS, SUMMARY
 from crucible_train.stages.publishing import open_client
 from crucible_train.stages.rl.problems import (
     PROBLEM_CODE,
@@ -22,8 +23,6 @@ from crucible_train.stages.rl.problems import (
 from crucible_train.stages.train import hardware_identity
 from crucible_train.types import ArtifactRef, Hardware
 
-RESULTS = "results.jsonl"
-SUMMARY = "summary.json"
 _OWN_SAMPLING = ("temperature", "top_p", "top_k", "min_p")
 
 

@@ -15,7 +15,7 @@ from crucible_train.report.rl_page import page
 from crucible_train.report.rl_summary import model_card, summary
 from crucible_train.stages.base import Stage
 from crucible_train.stages.chat_format import renderer_record
-from crucible_train.stages.package import EVALUATION, PUBLISHED, REPORT, SUMMARY_PAGE
+from crucible_train.stages.layout import EVALUATION, PUBLISHED, REPORT, SUMMARY_PAGE
 from crucible_train.stages.packaging import lay_out_model, write_evaluation
 from crucible_train.stages.prepare_model import base_name
 from crucible_train.stages.rl.logged_groups import kept
