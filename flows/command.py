@@ -83,7 +83,7 @@ POST_TRAIN = Program(
     "flows.post_train:post_train",
     "crucible_train.recipes.post_train:PostTrainConfig",
     "crucible_train.stages.post_train:check",
-    "crucible_train.stages.post_train:show_plan",
+    "crucible_train.stages.post_train_plan:show_plan",
 )
 
 

@@ -22,6 +22,7 @@ from crucible_train import terminal, wiring
 from crucible_train.recipes.post_train import PostTrainConfig, chained
 from crucible_train.stages import post_train as chain
 from crucible_train.stages.chat_format import settled
+from crucible_train.stages.run_directory import RECORD
 from crucible_train.types import ArtifactRef
 from flows.distill import distil
 from flows.dpo import learn_preferences
@@ -62,7 +63,7 @@ async def post_train(config: PostTrainConfig = PostTrainConfig()) -> str:
     folder = chain.keep(config, stages, evaluations, model)
     terminal.say("")
     terminal.field("model", address)
-    terminal.field("record", str(folder / chain.RECORD))
+    terminal.field("record", str(folder / RECORD))
     return str(folder)
 
 

@@ -15,7 +15,7 @@ from crucible_train.recipes.sft import SFTConfig
 
 Method = Literal["sft", "dpo", "distill", "rl"]
 StageName = Literal["sft", "dpo", "distill", "rl", "evaluate"]
-_SHARED = ("model", "output_dir", "run_name", "seed", "report_to", "tracking", "cache_dir")
+SHARED = ("model", "output_dir", "run_name", "seed", "report_to", "tracking", "cache_dir")
 
 
 class PostTrainConfig(Section):
@@ -52,7 +52,7 @@ class PostTrainConfig(Section):
     def _check(self) -> Self:
         for method in get_args(Method):
             section: RunConfig = getattr(self, method)
-            for field in _SHARED:
+            for field in SHARED:
                 if getattr(section, field) != type(section).model_fields[field].default:
                     raise ValueError(f"{method}.{field}: give {field} instead: the whole chain shares it")
         if self.dpo.preference.is_reward_model and "dpo" in self.stages[:-1]:
@@ -77,7 +77,7 @@ def chained(config: PostTrainConfig, method: Method, number: int, model: str) ->
     """
     if method not in get_args(Method):
         raise ConfigError(f"stages: {method!r} is unknown")
-    given = {field: getattr(config, field) for field in _SHARED}
+    given = {field: getattr(config, field) for field in SHARED}
     chain = config.run_name or "post-train"
     given["tracking"] = config.tracking.model_copy(update={"group": config.tracking.group or chain})
     name = f"{chain}-{number}-{method}"

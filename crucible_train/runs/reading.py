@@ -22,6 +22,7 @@ from crucible_train.journal import RUN_FILE
 from crucible_train.metrics_file import METRICS_FILE, TIMINGS_FILE, read_metrics
 from crucible_train.recipes.distill import DistillConfig
 from crucible_train.recipes.dpo import DPOConfig
+from crucible_train.recipes.post_train import PostTrainConfig
 from crucible_train.recipes.rl import RLConfig
 from crucible_train.recipes.sft import SFTConfig
 from crucible_train.stages.layout import EVALUATION
@@ -30,7 +31,13 @@ from crucible_train.stages.run_directory import CONFIG, RECORD, flat
 TAGS = "tags.json"
 TRACKING = "tracking"
 CHECKPOINTS = ("checkpoints", "checkpoints.jsonl")
-RECIPES: Mapping[str, type[Section]] = {"sft": SFTConfig, "dpo": DPOConfig, "rl": RLConfig, "distill": DistillConfig}
+RECIPES: Mapping[str, type[Section]] = {
+    "sft": SFTConfig,
+    "dpo": DPOConfig,
+    "rl": RLConfig,
+    "distill": DistillConfig,
+    "post_train": PostTrainConfig,
+}
 UNKNOWN = "?"
 
 
@@ -105,6 +112,12 @@ class Run:
         return "done" if self.is_done else "unfinished"
 
     @property
+    def stages(self) -> Sequence[Mapping[str, Any]]:
+        """The stages of a chain; none of a run of one method."""
+        found = self.record.get("stages")
+        return [stage for stage in found if isinstance(stage, Mapping)] if isinstance(found, list) else []
+
+    @property
     def num_steps(self) -> int | None:
         """The last step that its numbers tell of."""
         return self.metrics[-1]["step"] if self.metrics else None
@@ -116,7 +129,9 @@ class Run:
 
     @property
     def data(self) -> str:
-        """What it is trained on: a data set, or an environment."""
+        """What it is trained on: a data set, or an environment; of a chain its stages."""
+        if self.method == "post_train":
+            return " > ".join(map(str, self.config.get("stages", ())))
         return str(self.config.get("dataset") or _mapping(self.config.get("env")).get("name", UNKNOWN))
 
     @property

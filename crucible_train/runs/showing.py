@@ -51,6 +51,7 @@ def show_run(run: Run) -> None:
         show_table(("metric", "value"), [(name, figure(value)) for name, value in run.final_metrics.items()], "  ")
     else:
         terminal.say("  none was written")
+    _stages(run)
     _artifacts(run)
     _trackers(run)
 
@@ -62,7 +63,7 @@ def _facts(run: Run) -> dict[str, str]:
         "run": run.run_id,
         "folder": str(run.path),
         "method": run.method,
-        "trains": f"{run.model} on {run.data}",
+        "trains": f"{run.model} {'by' if run.stages else 'on'} {run.data}",
         "status": f"{run.status} {run.finished_at and f'at {run.finished_at} UTC'}".rstrip(),
         "steps": "none" if run.num_steps is None else str(run.num_steps),
         "took": f"{seconds} s" if seconds is not None else "",
@@ -77,6 +78,15 @@ def _settings(values: Mapping[str, Any]) -> None:
         terminal.say("  nothing")
         return
     show_table(("field", "value"), [(name, as_text(value, Any)) for name, value in values.items()], "  ")
+
+
+def _stages(run: Run) -> None:
+    if not run.stages:
+        return
+    heading("Stages, each a run of its own")
+    show_table(
+        ("stage", "folder"), [(_text(stage.get("stage")), _text(stage.get("run_dir"))) for stage in run.stages], "  "
+    )
 
 
 def _artifacts(run: Run) -> None:

@@ -146,14 +146,15 @@ def show_bad_rows(rows: Sequence[Mapping[str, Any]]) -> None:
         terminal.field("", f"and {len(rows) - _NUM_BAD_ROWS_SHOWN} more")
 
 
-def show_samples(examples: Sequence[Example | Side], tokenizer_dir: Path) -> None:
-    """Print examples as the model sees them; what is trained stands out in colour, or between ⟦ and ⟧."""
+def show_samples(examples: Sequence[Example | Side], tokenizer_dir: Path, kinds: Sequence[str] = ()) -> None:
+    """Print examples, and of what kind each is, as the model sees them; what is trained is green, or in ⟦ ⟧."""
     tokenizer = FastTokenizer.from_folder(tokenizer_dir)
     has_colours = terminal.has_colours()
     terminal.say("")
     for number, example in enumerate(examples, 1):
         num_tokens = example.tokens_T.size
-        text = Text(f"sample {number}, {num_tokens} tokens; trained is ", style="bold")
+        kind = f"{kinds[number - 1]}, " if kinds else ""
+        text = Text(f"sample {number}, {kind}{num_tokens} tokens; trained is ", style="bold")
         text.append("this" if has_colours else "⟦this⟧", style="green")
         text.append("\n")
         shown = ModelInput.from_ints(example.tokens_T[:_MAX_SAMPLE_TOKENS]), example.weights_T[:_MAX_SAMPLE_TOKENS]

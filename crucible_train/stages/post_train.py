@@ -1,17 +1,19 @@
-"""What is looked at before a chain of methods is run, what ``--dry-run`` shows of it, and what it tells at its end."""
+"""What is looked at before a chain of methods is run, and what it tells at its end."""
 
+import datetime
 import pkgutil
-import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from crucible_train import files, terminal
-from crucible_train.config.overrides import to_yaml
-from crucible_train.config.redaction import hide_secrets, redacted
+from crucible_train.config.redaction import redacted
 from crucible_train.errors import ConfigError
 from crucible_train.evaluation.comparison import ALONE, compare
-from crucible_train.recipes.post_train import PostTrainConfig, chained
+from crucible_train.recipes.post_train import SHARED, PostTrainConfig, chained
+from crucible_train.stages.layout import EVALUATION, RESULTS, SUMMARY
+from crucible_train.stages.run_directory import CONFIG, RECORD
 from crucible_train.types import ArtifactRef
 
 _CHECKS: Mapping[str, str] = {
@@ -20,7 +22,6 @@ _CHECKS: Mapping[str, str] = {
     "distill": "crucible_train.stages.distill.preflight:check",
     "rl": "crucible_train.stages.rl.preflight:check",
 }
-RECORD = "record.json"
 
 
 def check(config: PostTrainConfig) -> None:
@@ -35,30 +36,16 @@ def check(config: PostTrainConfig) -> None:
         try:
             pkgutil.resolve_name(_CHECKS[method])(chained(config, method, number, config.model))
         except ConfigError as error:
-            problems += [f"{method}.{line}" for line in error.problems if f"{method}.{line}" not in problems]
+            for problem in error.problems:
+                line = problem if problem.partition(":")[0].partition(".")[0] in SHARED else f"{method}.{problem}"
+                problems += [line] if line not in problems else []
     if problems:
         raise ConfigError(problems)
 
 
-def show_plan(config: PostTrainConfig) -> None:
-    """Print the chain. What of a method is cached is known once the one before it is done.
-
-    Raises:
-        ConfigError: as ``check``.
-    """
-    check(config)
-    sys.stdout.write(hide_secrets(to_yaml(config)) + "\n")
-    model = config.model
-    for number, stage in enumerate(config.stages, 1):
-        what = f"{model} beside {config.model}" if stage == "evaluate" else f"from {model}"
-        terminal.field("stages" if number == 1 else "", f"{number} {stage:<9} {what}")
-        model = model if stage == "evaluate" else f"the model of {number}"
-    terminal.field("", "python -m flows.sft --dry-run, and so on, shows what one of them does")
-
-
 def report(before: Path, after: Path, seed: int) -> list[dict[str, Any]]:
     """Say what the chain gained on held-out rows; the same as records."""
-    sides = [files.read_json_lines(folder / "results.jsonl") for folder in (before, after)]
+    sides = [files.read_json_lines(folder / RESULTS) for folder in (before, after)]
     rows = compare(sides[0], sides[1], seed)
     for row in rows:
         change = row.difference
@@ -68,24 +55,31 @@ def report(before: Path, after: Path, seed: int) -> list[dict[str, Any]]:
             f"{row.before.value:.4g} -> {row.after.value:.4g}   change {change.value:+.4g}{interval} "
             f"over {row.num}: {row.verdict}",
         )
-    return [
-        {"name": row.name, "num": row.num, "before": row.before.value, "after": row.after.value, "verdict": row.verdict}
-        for row in rows
-    ]
+    return [asdict(row) | {"verdict": row.verdict} for row in rows]
 
 
 def keep(
     config: PostTrainConfig, stages: Sequence[Mapping[str, Any]], evaluations: Sequence[Any], model: ArtifactRef
 ) -> Path:
-    """Write the record of a chain, named by the model that it made; the folder it lies in."""
+    """Write what a run leaves, named by the model that the chain made; the folder it lies in.
+
+    The last evaluation is that of the chain. A chain that was found, not run, leaves its folder as it is.
+    """
     name = f"{config.run_name or 'post-train'}-{model.sha256[:8]}"
     folder = Path(config.output_dir).expanduser() / name
-    record = {
+    made = {
+        "run_id": name,
         "config": redacted(config),
         "stages": list(stages),
         "evaluations": list(evaluations),
-        "model": model.model_dump(),
+        "artifacts": {"model": model.model_dump()},
     }
-    if files.read_json(folder / RECORD) != record:
-        files.write_json(folder / RECORD, record)
+    standing = files.read_json(folder / RECORD)
+    if isinstance(standing, dict) and made.items() <= standing.items():
+        return folder
+    files.write_json(folder / CONFIG, made["config"])
+    if evaluations:
+        files.write_json(folder / EVALUATION / SUMMARY, {"compared": evaluations[-1]})
+    finished_at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    files.write_json(folder / RECORD, made | {"finished_at": finished_at})
     return folder

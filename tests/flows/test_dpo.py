@@ -44,7 +44,7 @@ def test_a_run_and_what_is_done_again(
 
     first = run_flow(config())
     assert first.tasks == [(name, FOUND if name == "prepare model" else MADE) for name in ORDER], first.printed
-    assert "24 preferences, pairs (chosen, rejected); set aside: 2 equal_sides" in first.printed
+    assert "24 preferences, pairs (chosen, rejected); not used: 2 equal_sides" in first.printed
     (run_dir,) = (tmp_path / "runs").iterdir()
     records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == list(range(7))

@@ -10,6 +10,7 @@ import pytest
 
 from crucible_train.config.command import parse_command
 from crucible_train.recipes.post_train import PostTrainConfig
+from crucible_train.runs.reading import Run, find_runs
 
 FOUND, MADE = "Cached", "Completed"
 
@@ -68,13 +69,21 @@ def test_a_chain_and_what_is_done_again(
     ]
     record = record_of(first)
     assert [stage["stage"] for stage in record["stages"]] == ["sft", "dpo"]
-    assert record["model"] == record["stages"][1]["model"]
+    assert record["artifacts"]["model"] == record["stages"][1]["model"]
     begun_from = [json.loads((Path(stage["run_dir"]) / "config.json").read_text()) for stage in record["stages"]]
     assert begun_from[0]["model"] == str(tiny_model)
     assert begun_from[1]["model"].endswith(record["stages"][0]["model"]["sha256"])
     (compared,) = record["evaluations"]
     (nll,) = (row for row in compared if row["name"] == "nll")
-    assert nll["after"] != nll["before"]
+    assert nll["after"]["value"] != nll["before"]["value"]
+    chain = Run(Path(asyncio.run(first.state.aresult())))
+    assert (chain.method, chain.data, chain.status) == ("post_train", "sft > dpo > evaluate", "done")
+    (shown,) = (change for change in chain.changes if change.name == "nll")
+    assert (shown.before, shown.after) == (nll["before"]["value"], nll["after"]["value"])
+    assert [run.path for run in find_runs(chain.path.parent)] == [
+        *(Path(s["run_dir"]) for s in record["stages"]),
+        chain.path,
+    ]
 
     again = run_flow(config())
     assert again.tasks == [(name, FOUND) for name, _ in first.tasks]
@@ -87,7 +96,7 @@ def test_a_chain_and_what_is_done_again(
     assert [name for name, state in of_dpo if state == MADE] == ["evaluate before", *ends]
     assert [name for name, state in other.tasks if state == MADE] == ["evaluate before", *ends, "evaluate last"]
     assert record_of(other)["stages"][0] == record["stages"][0]
-    assert record_of(other)["model"] != record["model"]
+    assert record_of(other)["artifacts"] != record["artifacts"]
 
 
 def test_a_teacher_is_one_of_the_methods(config: Callable[..., PostTrainConfig], run_flow: Callable[..., Any]) -> None:
@@ -97,7 +106,7 @@ def test_a_teacher_is_one_of_the_methods(config: Callable[..., PostTrainConfig],
     assert [name for name, _ in distill][-4:] == ["train", "evaluate after", "package", "merge"]
     assert [name for name, _ in measured][-2:] == ["evaluate first", "evaluate last"]
     (stage,) = record_of(found)["stages"]
-    assert (stage["stage"], stage["model"]) == ("distill", record_of(found)["model"])
+    assert (stage["stage"], stage["model"]) == ("distill", record_of(found)["artifacts"]["model"])
     steps = [json.loads(line) for line in (Path(stage["run_dir"]) / "metrics.jsonl").read_text().splitlines()]
     assert [step["step"] for step in steps] == [0, 1, 2]
     assert steps[1]["train/teacher_kl"] > 0

@@ -80,8 +80,9 @@ def _show(config: DPOConfig, hardware: Hardware, folder: Path) -> Sequence[Mappi
     show_bad_rows(bad_rows)
     pairs = RenderedPreferences(rendered / TRAIN)
     check_paired(config, pairs)  # type: ignore[arg-type]
-    first = itertools.islice(pairs, _NUM_SHOWN)
-    show_samples([side for one in first for _, side in one.sides], description)
+    sides = [side for one in itertools.islice(pairs, _NUM_SHOWN) for side in one.sides]
+    kinds = ["chosen" if sign > 0 else "rejected" for sign, _ in sides]
+    show_samples([side for _, side in sides], description, kinds)
     chain.show()
     num_prompts = len(AnswerPreferences(config, hardware).questions(inputs | {"rendered": rendered}))
     _show_cost(config, hardware, (len(pairs), num_prompts), summary, description, chain.to_run)

@@ -52,9 +52,9 @@ def source_of(dataset: str) -> str:
 
 def report(summary: Mapping[str, Any], *, is_cached: bool) -> None:
     """Say what the data set was found to be."""
-    aside = ", ".join(f"{count:,} {reason}" for reason, count in summary["bad_rows"].items())
+    unused = ", ".join(f"{count:,} {reason}" for reason, count in summary["bad_rows"].items())
     line = (
         f"{summary['num_rows']:,} preferences, {described(summary['format'], summary['columns'])}; "
-        f"{f'set aside: {aside}' if aside else bad_rows(0)}"
+        f"{f'not used: {unused}' if unused else bad_rows(0)}"
     )
     terminal.field("data", line + (" [cached]" if is_cached else ""))
