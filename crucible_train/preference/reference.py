@@ -37,9 +37,13 @@ class ReferenceLogprobs:
 
 
 async def computed(
-    client: TrainingClient, preferences: Sequence[RenderedPreference], *, with_mismatched: bool
+    client: TrainingClient,
+    preferences: Sequence[RenderedPreference],
+    *,
+    with_mismatched: bool,
+    has_adapter: bool = True,
 ) -> AsyncIterator[ReferenceLogprobs]:
-    """What the client's model without its adapter gives to each preference, in order."""
+    """What the client's model before training gives to each preference, in order: its adapter is off, if it has one."""
     for start in range(0, len(preferences), _PREFERENCES_A_PASS):
         sequences: list[tuple[int, str, Side]] = []
         for index in range(start, min(start + _PREFERENCES_A_PASS, len(preferences))):
@@ -48,7 +52,7 @@ async def computed(
                 found["mismatched"] = mismatched(preferences, index)
             sequences += [(index, name, side) for name, side in found.items() if side is not None]
         datums = [side_datum(side) for _, _, side in sequences]
-        output = await client.forward(datums, CrossEntropy(), with_adapter=False)
+        output = await client.forward(datums, CrossEntropy(), with_adapter=not has_adapter)
         rows: dict[int, dict[str, Floats]] = {}
         for (index, name, side), logprobs_N in zip(sequences, output.logprobs_D, strict=True):
             rows.setdefault(index, {})[name] = logprobs_N[side.weights_T[1:] != 0]

@@ -83,6 +83,7 @@ class Follower:
         """Send; how far it came. The caller holds the replica's lock."""
         while True:
             logger: MetricsLogger | None = None
+            was_trained = self._goes_on()
             try:
                 logger = self._make(self._cursor.tracker)
                 self._send_all(logger)
@@ -100,10 +101,10 @@ class Follower:
                 return self._cursor
             self._note(state, text)  # type: ignore[arg-type]
             is_hopeless = self._num_refusals >= _NUM_REFUSALS
-            if is_hopeless and not self._goes_on():
+            if is_hopeless and not was_trained:
                 return self._cursor
             seconds = LONGEST_S if is_hopeless else self._backoff.next_s(wait_s)
-            if not self._sleep(seconds, is_wish=wait_s is not None):
+            if not self._sleep(seconds, is_wish=wait_s is not None, was_trained=was_trained):
                 return self._cursor
 
     def watch(self) -> None:
@@ -296,16 +297,15 @@ class Follower:
             return float("inf")
         return max(self._ended_at, self._progress_at) + self._drain_s + self._upload_s - time.monotonic()
 
-    def _sleep(self, seconds: float, *, is_wish: bool) -> bool:
+    def _sleep(self, seconds: float, *, is_wish: bool, was_trained: bool) -> bool:
         """Wait; False, at once where it is known, if there is no use in trying again after that.
 
-        The end of the run cuts it short, unless the service wished for it.
+        The end of a run that ``was_trained`` when it was tried cuts it short, unless the service wished for it.
         """
-        self._look_for_end()
-        until, was_going_on = time.monotonic() + seconds, self._ended_at is None
+        until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
             self._look_for_end()
-            if was_going_on and self._ended_at is not None and not is_wish:
+            if was_trained and self._ended_at is not None and not is_wish:
                 return True
             if self._seconds_left() < left:
                 return False

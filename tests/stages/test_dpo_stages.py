@@ -2,15 +2,17 @@
 
 import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from crucible_train import files
+from crucible_train import files, wiring
 from crucible_train.config.command import parse_command
 from crucible_train.data.rendering import TRAIN, VALIDATION
 from crucible_train.errors import ArtifactError, CheckpointError, ConfigError
+from crucible_train.preference.measuring import Measured, measure
 from crucible_train.recipes.dpo import DPOConfig
 from crucible_train.stages.base import Stage
 from crucible_train.stages.dpo import preflight
@@ -21,8 +23,9 @@ from crucible_train.stages.dpo.prepare_data import PreparePreferences
 from crucible_train.stages.dpo.reference import REFERENCE, ReferencePass, check_start, preference_set
 from crucible_train.stages.dpo.render import RenderPreferences
 from crucible_train.stages.dpo.train import TrainDPO
+from crucible_train.stages.publishing import open_client
 from crucible_train.stages.win_rate import CompareAnswers
-from crucible_train.types import ArtifactRef, Hardware
+from crucible_train.types import DPO, ArtifactRef, Hardware
 
 HARDWARE = Hardware("cpu", "float32", 1, "CPU")
 
@@ -56,7 +59,7 @@ def keys(*words: str) -> dict[str, str]:
         ("preference.loss_type=kto", "reference evaluate train package"),  # it also reads mismatched completions
         ("train.learning_rate=1e-4", "train package"),
         ("peft.lora_r=4", "evaluate train package"),
-        ("peft.use_peft=false", "evaluate train package"),
+        ("peft.use_peft=false", "reference evaluate train package"),
         ("data.max_length=99", "render package"),
         ("data.format=pairs", "prepare package"),
         ("model=other", "render reference evaluate train answer win package"),
@@ -103,10 +106,32 @@ def inputs(tmp_path: Path, tiny_model: Path) -> dict[str, Path]:
 
 def test_the_reference_is_the_same_bit_by_bit_whenever_it_is_made(inputs: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "again").mkdir()
-    given = config("engine.num_threads=1", "preference.loss_type=kto", "peft.use_peft=false", "seed=7")
+    given = config("engine.num_threads=1", "preference.loss_type=kto", "peft.lora_r=4", "seed=7")
     asyncio.run(ReferencePass(given, HARDWARE).run(inputs, tmp_path / "again"))
     for name in (TRAIN, VALIDATION, REFERENCE):
         assert (tmp_path / "again" / name).read_bytes() == (inputs["reference"] / name).read_bytes()
+
+
+@pytest.mark.parametrize("word", ["peft.use_peft=true", "peft.use_peft=false"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_divergence_from_the_reference_begins_at_zero(
+    inputs: dict[str, Path], tmp_path: Path, word: str, precision: str
+) -> None:
+    given = config("engine.num_threads=1", f"engine.precision={precision}", word)
+    hardware = replace(HARDWARE, precision=precision)
+    (tmp_path / "own").mkdir()
+    asyncio.run(ReferencePass(given, hardware).run(inputs, tmp_path / "own"))
+    preferences = preference_set(inputs | {"reference": tmp_path / "own"}, TRAIN)
+
+    async def act() -> list[Measured]:
+        client = await open_client(given, inputs["model"], hardware, tmp_path / "unused")
+        try:
+            return await measure(client, preferences, DPO(), wiring.losses_by_preference)
+        finally:
+            await client.close()
+
+    found = asyncio.run(act())
+    assert [one.kl for one in found] == [0.0] * len(preferences)
 
 
 def test_the_reference_of_another_model_or_of_other_preferences_is_not_believed(inputs: dict[str, Path]) -> None:

@@ -26,12 +26,12 @@ _PARTS = (TRAIN, VALIDATION)
 class ReferencePass(Stage[DPOConfig]):
     """Lets the model before training score every completion.
 
-    The configuration it sees has the default adapter, freshly made and switched off: that is the model as it lies in
-    its folder, whether an adapter or all weights are trained then.
+    Where an adapter is trained it is the default one, freshly made and switched off: the model as it lies in its
+    folder. Where all weights are, it is held as they are, so that both begin from the same bits in any precision.
     """
 
     name = "reference_logprobs"
-    reads = ("model", "engine.micro_batch_tokens")
+    reads = ("model", "peft.use_peft", "engine.micro_batch_tokens")
     uses = ("engine", "preference.loss_type")
     code = (
         "preference.reference",
@@ -67,7 +67,12 @@ class ReferencePass(Stage[DPOConfig]):
         try:
             for name in _PARTS:
                 rendered = RenderedPreferences(inputs["rendered"] / name)
-                rows = computed(client, rendered, with_mismatched=with_mismatched)  # type: ignore[arg-type]
+                rows = computed(
+                    client,
+                    rendered,  # type: ignore[arg-type]
+                    with_mismatched=with_mismatched,
+                    has_adapter=self.config.peft.use_peft,
+                )
                 num_preferences += write_reference(folder / name, [row async for row in rows])
         finally:
             await client.close()
