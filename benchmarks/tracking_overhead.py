@@ -1,11 +1,12 @@
 """What a tracker costs a run by the clock: none beside MLflow as it should be, and in every way that it fails.
 
-    python -m benchmarks.tracking_overhead [--rounds 3] [--steps 150] [--sides none healthy ...]
+    python -m benchmarks.tracking_overhead [--rounds 3] [--steps 150] [--sides healthy absent ...]
 
-Every side is the same small supervised fine-tuning, in a fresh process, with ``report_to`` empty or ``mlflow``. Counted
+Every run is the same small supervised fine-tuning, in a fresh process, with ``report_to`` empty or ``mlflow``. Counted
 is the wall clock from where the loggers are told of the run to the end of the training stage; the follower works
-beside it on the same cores. Sides take turns, in another order every round. One MLflow server runs all the time, for
-every side; what stands between it and the run is this program:
+beside it on the same cores. A machine's speed drifts by more than is asked about here, so a run without a tracker goes
+before and after each run of a side, which is set against their mean. One MLflow server runs all the time, on the same
+cores as well but at the lowest priority, since it stands for one elsewhere; between it and the run is this program:
 
 - healthy: nothing; absent: nobody listens; dies: after twelve requests nobody listens any more;
 - refuses: 429 and 500 in turn; hangs: takes connections and never answers;
@@ -32,6 +33,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from benchmarks import child, record
@@ -49,7 +51,14 @@ MODEL = {
     "eos_token_id": 2,
 }
 NUM_ROWS = 512
-_DISK_KIB = 2048
+NONE = "none"
+_AT_LOWEST_PRIORITY = """
+import os, sys
+from crucible_train.tracking.command import give_way
+give_way()
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+_FREE_BYTES = 2**19
 _START_S = 180.0
 Environment = Mapping[str, str]
 
@@ -65,8 +74,9 @@ def main() -> None:
         rounds: list[dict[str, Any]] = []
         for turn in range(arguments.rounds):
             shift = turn % len(arguments.sides)
-            for side in [*arguments.sides[shift:], *arguments.sides[:shift]]:
-                one = _measured(side, sides[side], workload, folder / "runs" / f"{side}-{turn}", arguments)
+            order = [*arguments.sides[shift:], *arguments.sides[:shift]]
+            for side in [NONE, *(each for one in order for each in (one, NONE))]:
+                one = _measured(side, sides[side], workload, folder / "runs" / str(len(rounds)), arguments)
                 if one is not None:
                     rounds.append(one)
                     print(f"  {side:<10}{one['seconds']:>8.2f} s   load {one['load_average']}", flush=True)
@@ -86,7 +96,9 @@ def main() -> None:
             pythons={"ours": Path(sys.executable)},
         )
     for side, ratio in summary["over_none"].items():
-        print(f"{side:<10} {summary['medians'][side]['seconds']:>8.2f} s   {100 * (ratio - 1):+.1f} %")
+        print(
+            f"{side:<10} {summary['medians'][side]['seconds']:>8.2f} s   {100 * (ratio - 1):+.1f} % over none beside it"
+        )
     print(f"written: {path.relative_to(record.ROOT)}")
 
 
@@ -95,7 +107,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="turns of every side")
     parser.add_argument("--steps", type=int, default=150, help="optimizer steps of a run")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of the engine")
-    known = list(_sides(Path(), ""))
+    known = [side for side in _sides(Path(), "") if side != NONE]
     parser.add_argument("--sides", nargs="+", choices=known, default=known)
     return parser.parse_args()
 
@@ -170,15 +182,17 @@ def _summary(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         side: record.medians([one for one in rounds if one["side"] == side], ("seconds", "cpu_seconds"))
         for side in sides
     }
-    none = medians.get("none", {}).get("seconds")
-    ratios = {side: round(found["seconds"] / none, 4) for side, found in medians.items()} if none else {}
-    return {"medians": medians, "over_none": ratios}
+    ratios: dict[str, list[float]] = {}
+    for before, one, after in zip(rounds, rounds[1:], rounds[2:], strict=False):
+        if before["side"] == after["side"] == NONE != one["side"]:
+            ratios.setdefault(one["side"], []).append(2 * one["seconds"] / (before["seconds"] + after["seconds"]))
+    return {"medians": medians, "over_none": {side: round(median(found), 4) for side, found in ratios.items()}}
 
 
 def _sides(folder: Path, server: str) -> dict[str, Callable[[], AbstractContextManager[Environment | None]]]:
     """What surrounds a run of each side: the environment that its followers find."""
     return {
-        "none": lambda: contextlib.nullcontext({}),
+        NONE: lambda: contextlib.nullcontext({}),
         "healthy": lambda: contextlib.nullcontext({"MLFLOW_TRACKING_URI": server}),
         "absent": lambda: contextlib.nullcontext({"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{_free_port()}"}),
         "dies": lambda: _dying(server),
@@ -196,7 +210,13 @@ def _mlflow_server(folder: Path) -> Iterator[str]:
     command += ["--artifacts-destination", str(folder / "artifacts")]
     with (folder / "server.log").open("w") as log:
         environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+        process = subprocess.Popen(
+            [sys.executable, "-c", _AT_LOWEST_PRIORITY, *command],
+            stdout=log,
+            stderr=log,
+            env=environment,
+            process_group=0,
+        )
     address, until = f"http://127.0.0.1:{port}", time.monotonic() + _START_S
     try:
         while True:
@@ -306,7 +326,8 @@ def _answering(handler: type[_Quiet]) -> Iterator[Environment]:
 def _full_disk(folder: Path) -> Iterator[Environment | None]:
     disk = folder / "disk"
     disk.mkdir(exist_ok=True)
-    words = ["mount", "-t", "tmpfs", "-o", f"size={_DISK_KIB}k", "none", str(disk)]
+    size = (folder / "mlflow.db").stat().st_size + _FREE_BYTES
+    words = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(disk)]
     if subprocess.run(words, capture_output=True, check=False).returncode:
         yield None
         return

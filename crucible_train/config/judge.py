@@ -53,7 +53,8 @@ class WinRateConfig(JudgeConfig):
 
     num_prompts: int = option(
         0,
-        "held-out prompts that both models answer and the judge compares, 0 or more; 0 compares nothing",
+        "held-out prompts, as far as there are so many, that both models answer and the judge compares, 0 or more; 0 "
+        "compares nothing",
         ge=0,
         advanced=True,
     )

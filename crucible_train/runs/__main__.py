@@ -79,13 +79,12 @@ def _do(wanted: argparse.Namespace) -> None:
 
 def _compare(wanted: argparse.Namespace) -> None:
     found = comparison([find_run(name, wanted.folder) for name in wanted.runs])
-    if wanted.html is None:
-        show_comparison(found)
-        return
-    from crucible_train.runs.page import page  # noqa: PLC0415 - only curves need matplotlib
+    show_comparison(found)
+    if wanted.html is not None:
+        from crucible_train.runs.page import page  # noqa: PLC0415 - only curves need matplotlib
 
-    files.write_text(wanted.html, page(found))
-    terminal.field("written", str(wanted.html))
+        files.write_text(wanted.html, page(found))
+        terminal.field("written", str(wanted.html))
 
 
 if __name__ == "__main__":

@@ -161,12 +161,20 @@ def _exportable(run_dir: Path) -> TrackedRun:
 
 
 def _follow(given: argparse.Namespace) -> int:
-    os.nice(19)  # training must not feel it: importing a client alone costs seconds of processor time
+    give_way()
     replica = Replica(given.place, given.replica)
     if not replica.cursor_path.parent.is_dir():
         raise ConfigError(f"{given.place}: nothing is tracked there")
     with files.held(replica.cursor_path.parent):
         return _followed(replica, given)
+
+
+def give_way() -> None:
+    """Leave the processor to whoever trains: importing a client alone costs seconds of it."""
+    if hasattr(os, "SCHED_IDLE"):  # put aside at once when another wakes, which a nice process is not
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    else:
+        os.nice(19)
 
 
 def _followed(replica: Replica, given: argparse.Namespace) -> int:

@@ -34,6 +34,8 @@ from crucible_train.tracking.tail import EventFeed, Step, StepFeed
 
 DRAIN_S = 60.0
 """How long a follower whose run has ended, or whose trainer is gone, goes on without anything being taken."""
+_SEND_EVERY_S = 1.0
+"""While the run is trained: what a server does with a request may be done on the cores that train."""
 _LOOK_EVERY_S = 0.2
 _PARTS_A_FLUSH = 200
 """Steps and events."""
@@ -138,7 +140,7 @@ class Follower:
             is_orphan = not self._is_parent_there()
             is_whole = run.has_all_steps or (self._is_ended and is_orphan and not self._is_trained_now(run))
             goes_on = run.phase == "training" and not is_orphan
-            if goes_on and time.monotonic() < sent_at + self._flush_every_s:
+            if goes_on and time.monotonic() < sent_at + max(_SEND_EVERY_S, self._flush_every_s):
                 time.sleep(_LOOK_EVERY_S)
                 continue
             if self._send(logger, is_whole=is_whole):

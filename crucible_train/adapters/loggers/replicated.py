@@ -103,7 +103,7 @@ def start_follower(run_dir: Path, replica: str, *words: str) -> "subprocess.Pope
             stdout=output,
             stderr=output,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(places)},
-            start_new_session=True,
+            process_group=0,  # out of reach of Ctrl-C; Linux weighs processes of other sessions regardless of priority
         )
 
 
