@@ -46,7 +46,8 @@ _ENCODED_USER_INFO = re.compile(r"(?i)([a-z][a-z0-9+.-]{0,30}%3A%2F%2F[\w.~-]*)%
 _ENCODED_ASSIGNMENT = re.compile(r"(?i)((?:%3F|%26|%3B|%23))([a-z][a-z0-9_.-]{0,99})%3D((?:(?!%26|%23|%3B)[\w.~%+-])+)")
 _QUOTED = (  # also in JSON within JSON, in a call and in a list; a quote that is never closed ends with its line
     r"""(?P<call>(?:[bBrRuUfF]{1,2}|[A-Za-z_.]+\()?)"""
-    r"""(?:(?P<quote>\\*["'])(?P<inside>(?s:(?!(?<!\\)(?P=quote)).)*+)(?P=quote)|\\*["'][^\r\n]+|\[[^\[\]\r\n]+\])"""
+    r"""(?:(?P<quote>\\*["'])(?P<inside>(?s:(?!(?<!\\)(?P=quote)).)*)(?<!\\)(?P=quote)"""
+    r"""|\\*["'][^\r\n]+|\[[^\[\]\r\n]+\])"""
 )
 _ENDS = r"""(?=[ \t]*(?:$|[\r\n,;)}\]]|["'](?!\w)))"""
 _ASSIGNED_NAME = re.compile(r"(?P<mark>[?&;#]?)\b(?P<name>[A-Za-z][\w.-]{0,99})[ \t]*={1,2}[ \t]*")
