@@ -155,6 +155,21 @@ def test_a_follower_whose_client_never_comes_back_ends_when_its_run_has(make_run
     assert cursor(run.dir, "hanging_client-Hanging")["problem"] == "it does not answer"
 
 
+@pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="Linux alone has this priority")
+def test_a_follower_has_only_the_processor_time_that_its_run_leaves(make_run, tracker):
+    """Linux weighs sessions before priorities, so it must be of the run's; its own group keeps Ctrl-C from it."""
+    run = make_run(start_follower=lambda *_: None)
+    run.start()
+    process = wiring.start_follower(run.dir, HTTP, "--parent", str(os.getpid()))
+    until(lambda: os.sched_getscheduler(process.pid) == os.SCHED_IDLE)
+    assert os.getsid(process.pid) == os.getsid(0)
+    assert os.getpgid(process.pid) == process.pid
+    run.steps(0, 3)
+    finish(run)
+    assert process.wait(60) == 0
+    assert tracker.only == truth(run.dir)
+
+
 def test_followers_killed_at_random_points_leave_everything_once(make_run, tracker):
     draw = random.Random(7)
     run = make_run(start_follower=lambda *_: None)
