@@ -44,7 +44,7 @@ class PostTrainConfig(Section):
     sft: SFTConfig = option(
         SFTConfig(train=OptimConfig(max_steps=6), eval=EvalConfig(max_new_tokens=160)), "supervised fine-tuning"
     )
-    dpo: DPOConfig = option(DPOConfig(data=PreferenceDataConfig(max_rows=80)), "learning from preferences")
+    dpo: DPOConfig = option(DPOConfig(data=PreferenceDataConfig(max_rows=64)), "learning from preferences")
     distill: DistillConfig = option(DistillConfig(), "learning from a teacher")
     rl: RLConfig = option(RLConfig(), "reinforcement learning")
 
