@@ -1,7 +1,7 @@
 """Two models on the same held-out examples: the difference of every figure, with its interval, pair by pair."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -57,6 +57,10 @@ class Compared:
         if not self.is_clear:
             return "no clear change"
         return "better" if self.is_gain else "worse"
+
+    def to_json(self) -> dict[str, Any]:
+        """As ``eval/summary.json`` holds it, with its verdict."""
+        return asdict(self) | {"verdict": self.verdict}
 
 
 def compare(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]], seed: int) -> list[Compared]:

@@ -3,7 +3,6 @@
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +53,7 @@ def write_evaluation(inputs: Mapping[str, Path], compared: Sequence[Compared], f
         for line in (inputs[side] / RESULTS).read_text(encoding="utf-8").splitlines()
     ]
     summary: dict[str, Any] = {side: files.read_json(inputs[side] / SUMMARY) for side in _SIDES}
-    summary["compared"] = [asdict(row) | {"verdict": row.verdict} for row in compared]
+    summary["compared"] = [row.to_json() for row in compared]
     if "win_rate" in inputs:
         lines.append((inputs["win_rate"] / RESULTS).read_text(encoding="utf-8"))
         summary["win_rate"] = files.read_json(inputs["win_rate"] / SUMMARY)

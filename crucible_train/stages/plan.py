@@ -10,7 +10,7 @@ import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.text import Text
 
@@ -21,11 +21,13 @@ from crucible_train.data.examples import Example
 from crucible_train.data.preference_tables import Side
 from crucible_train.data.preparation import QUARANTINE, SUMMARY
 from crucible_train.data.rendering import TRAIN
+from crucible_train.data.rows import NEVER_STOPS
 from crucible_train.data.rows import bad_rows as counted
 from crucible_train.data.tables import Examples
 from crucible_train.errors import DataError
 from crucible_train.loop.run import Cadence
 from crucible_train.loop.training import peak_rate, schedule_of
+from crucible_train.recipes.dpo import DPOConfig
 from crucible_train.recipes.sft import SFTConfig, plan_of
 from crucible_train.renderers import FastTokenizer
 from crucible_train.renderers.view import shown_tokens
@@ -47,6 +49,8 @@ from crucible_train.stages.train import Train
 from crucible_train.stages.win_rate_plan import look_at_answers, look_for_judge, show_win_rate, written_at_once
 from crucible_train.types import ArtifactRef, Hardware, ModelInput
 
+ConfigT = TypeVar("ConfigT", SFTConfig, DPOConfig)
+
 _NUM_SAMPLES = 3
 _MAX_SAMPLE_TOKENS = 400
 _NUM_BAD_ROWS_SHOWN = 5
@@ -64,9 +68,8 @@ def show_plan(config: SFTConfig) -> None:
     terminal.field("machine", hardware.description)
     with TemporaryDirectory(prefix="crucible-plan-") as folder:
         bad_rows = _show(config, hardware, Path(folder))
-    if bad_rows and config.data.on_bad_row == "stop":
-        them = "it" if len(bad_rows) == 1 else "them"
-        raise DataError(f"{counted(len(bad_rows))} would stop the run; mend {them}, or set data.on_bad_row=quarantine")
+    if problem := what_stops(bad_rows, config.data.on_bad_row):
+        raise DataError(problem)
 
 
 def _show(config: SFTConfig, hardware: Hardware, folder: Path) -> Sequence[Mapping[str, Any]]:
@@ -75,7 +78,7 @@ def _show(config: SFTConfig, hardware: Hardware, folder: Path) -> Sequence[Mappi
     description = description_of(config.model, source)
     stages = Chain(config.cache_dir)
     config = _look(stages, config, hardware, source)
-    lenient = config.model_copy(update={"data": config.data.model_copy(update={"on_bad_row": "quarantine"})})
+    lenient = without_stopping(config)
     conversations = made(PrepareData(lenient), {}, stages.refs.get("conversations"), folder / "data", config.cache_dir)
     summary = files.read_json(conversations / SUMMARY)
     prepare_data.report(summary, is_cached="conversations" in stages.refs)
@@ -131,6 +134,20 @@ def _look(chain: Chain, config: SFTConfig, hardware: Hardware, source: Path | No
     else:
         chain.states.append(("package", "to run"))
     return config
+
+
+def without_stopping(config: ConfigT) -> ConfigT:
+    """The configuration in which every bad row is set aside, so that all of them are found."""
+    return config.model_copy(update={"data": config.data.model_copy(update={"on_bad_row": "quarantine"})})
+
+
+def what_stops(bad_rows: Sequence[Mapping[str, Any]], on_bad_row: str, section: str = "") -> str:
+    """What there is to say of rows that would stop the run; nothing where none would."""
+    num = sum(row["reason"] not in NEVER_STOPS for row in bad_rows)
+    if not num or on_bad_row != "stop":
+        return ""
+    them = "it" if num == 1 else "them"
+    return f"{counted(num)} would stop the run; mend {them}, or set {section}data.on_bad_row=quarantine"
 
 
 def bad_rows_of(folder: Path) -> list[Mapping[str, Any]]:

@@ -3,17 +3,16 @@
 import datetime
 import pkgutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from crucible_train import files, terminal
+from crucible_train import files
 from crucible_train.config.redaction import redacted
 from crucible_train.errors import ConfigError
-from crucible_train.evaluation.comparison import ALONE, compare
+from crucible_train.evaluation.comparison import compare
 from crucible_train.recipes.post_train import SHARED, PostTrainConfig, chained
 from crucible_train.stages.layout import EVALUATION, RESULTS, SUMMARY
-from crucible_train.stages.run_directory import CONFIG, RECORD
+from crucible_train.stages.run_directory import CONFIG, RECORD, tell_changes
 from crucible_train.types import ArtifactRef
 
 _CHECKS: Mapping[str, str] = {
@@ -46,16 +45,9 @@ def check(config: PostTrainConfig) -> None:
 def report(before: Path, after: Path, seed: int) -> list[dict[str, Any]]:
     """Say what the chain gained on held-out rows; the same as records."""
     sides = [files.read_json_lines(folder / RESULTS) for folder in (before, after)]
-    rows = compare(sides[0], sides[1], seed)
-    for row in rows:
-        change = row.difference
-        interval = f", 95 % interval [{change.low:+.4g}, {change.high:+.4g}]" if row.verdict != ALONE else ""
-        terminal.field(
-            row.name,
-            f"{row.before.value:.4g} -> {row.after.value:.4g}   change {change.value:+.4g}{interval} "
-            f"over {row.num}: {row.verdict}",
-        )
-    return [asdict(row) | {"verdict": row.verdict} for row in rows]
+    compared = [row.to_json() for row in compare(sides[0], sides[1], seed)]
+    tell_changes(compared)
+    return compared
 
 
 def keep(

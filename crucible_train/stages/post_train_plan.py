@@ -1,7 +1,7 @@
 """``--dry-run`` of a chain: its stages, and the rows of those that read rows, each looked at for real."""
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -10,15 +10,13 @@ from crucible_train import files, terminal
 from crucible_train.config.overrides import to_yaml
 from crucible_train.config.redaction import hide_secrets
 from crucible_train.data.preparation import SUMMARY
-from crucible_train.data.rows import NEVER_STOPS
-from crucible_train.data.rows import bad_rows as counted
 from crucible_train.errors import DataError
 from crucible_train.recipes.post_train import Method, PostTrainConfig, chained
 from crucible_train.stages import post_train, prepare_data
 from crucible_train.stages.base import Stage, peek
 from crucible_train.stages.dpo import prepare_data as prepare_preferences
 from crucible_train.stages.dpo.prepare_data import PreparePreferences
-from crucible_train.stages.plan import bad_rows_of, made, show_bad_rows
+from crucible_train.stages.plan import bad_rows_of, made, show_bad_rows, what_stops, without_stopping
 from crucible_train.stages.prepare_data import PrepareData
 
 _ROWS: Mapping[Method, tuple[Callable[[Any], Stage[Any]], Callable[..., None]]] = {
@@ -47,24 +45,20 @@ def show_plan(config: PostTrainConfig) -> None:
         for method in dict.fromkeys(methods):
             if method in _ROWS:
                 terminal.field("rows of", method)
-                problems += _look_at_rows(config, method, Path(folder) / method)
+                if problem := _look_at_rows(config, method, Path(folder) / method):
+                    problems.append(f"{method}: {problem}")
     terminal.field("", "python -m flows.sft --dry-run, and so on, shows more of one of them")
     if problems:
         raise DataError("; ".join(problems))
 
 
-def _look_at_rows(config: PostTrainConfig, method: Method, folder: Path) -> Sequence[str]:
-    """Read the rows of a method and say what they are; what would stop it."""
+def _look_at_rows(config: PostTrainConfig, method: Method, folder: Path) -> str:
+    """Read the rows of a method and say what they are; what would stop it, if anything."""
     own = chained(config, method, 0, config.model)
-    lenient = own.model_copy(update={"data": own.data.model_copy(update={"on_bad_row": "quarantine"})})
     stage, report = _ROWS[method]
     ref = peek(stage(own), {}, config.cache_dir)
-    found = made(stage(lenient), {}, ref, folder, config.cache_dir)
+    found = made(stage(without_stopping(own)), {}, ref, folder, config.cache_dir)
     report(files.read_json(found / SUMMARY), is_cached=ref is not None)
     rows = bad_rows_of(found)
     show_bad_rows(rows)
-    num = sum(row["reason"] not in NEVER_STOPS for row in rows)
-    if not num or own.data.on_bad_row != "stop":
-        return []
-    them = "it" if num == 1 else "them"
-    return [f"{method}: {counted(num)} would stop the run; mend {them}, or set {method}.data.on_bad_row=quarantine"]
+    return what_stops(rows, own.data.on_bad_row, f"{method}.")

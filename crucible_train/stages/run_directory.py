@@ -5,7 +5,7 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,18 @@ def finish(
 def report(run_dir: Path, package: Path, *, is_new: bool) -> None:
     """Say what the run gained and where everything lies."""
     found = files.read_json(package / EVALUATION / "summary.json")
-    for row in found["compared"]:
+    tell_changes(found["compared"])
+    if found.get("win_rate", {}).get("num"):
+        terminal.field("win rate", in_a_line(found["win_rate"]))
+    if not is_new:
+        terminal.field("done", "this run was finished before; nothing was changed")
+    terminal.field("model", str(run_dir / PUBLISHED))
+    terminal.field("report", str(run_dir / REPORT))
+
+
+def tell_changes(compared: Sequence[Mapping[str, Any]]) -> None:
+    """Say of each figure what it was and what it became, as ``Compared.to_json`` has them."""
+    for row in compared:
         before, after, change = row["before"], row["after"], row["difference"]
         interval = f", 95 % interval [{change['low']:+.4g}, {change['high']:+.4g}]" if row["verdict"] != ALONE else ""
         terminal.field(
@@ -88,12 +99,6 @@ def report(run_dir: Path, package: Path, *, is_new: bool) -> None:
             f"{before['value']:.4g} -> {after['value']:.4g}   change {change['value']:+.4g}{interval} "
             f"over {row['num']}: {row['verdict']}",
         )
-    if found.get("win_rate", {}).get("num"):
-        terminal.field("win rate", in_a_line(found["win_rate"]))
-    if not is_new:
-        terminal.field("done", "this run was finished before; nothing was changed")
-    terminal.field("model", str(run_dir / PUBLISHED))
-    terminal.field("report", str(run_dir / REPORT))
 
 
 def _say_what_is_replaced(record: Any, config: RunConfig) -> None:

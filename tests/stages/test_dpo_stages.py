@@ -104,9 +104,12 @@ def inputs(tmp_path: Path, tiny_model: Path) -> dict[str, Path]:
     return found
 
 
-def test_the_reference_is_the_same_bit_by_bit_whenever_it_is_made(inputs: dict[str, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("word", ["peft.lora_r=4", "peft.use_peft=false"])
+def test_the_reference_is_the_same_bit_by_bit_whenever_it_is_made(
+    inputs: dict[str, Path], tmp_path: Path, word: str
+) -> None:
     (tmp_path / "again").mkdir()
-    given = config("engine.num_threads=1", "preference.loss_type=kto", "peft.lora_r=4", "seed=7")
+    given = config("engine.num_threads=1", "preference.loss_type=kto", word, "seed=7")
     asyncio.run(ReferencePass(given, HARDWARE).run(inputs, tmp_path / "again"))
     for name in (TRAIN, VALIDATION, REFERENCE):
         assert (tmp_path / "again" / name).read_bytes() == (inputs["reference"] / name).read_bytes()

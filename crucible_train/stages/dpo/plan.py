@@ -13,8 +13,6 @@ from crucible_train.config.redaction import hide_secrets
 from crucible_train.data.preference_tables import RenderedPreferences
 from crucible_train.data.preparation import SUMMARY
 from crucible_train.data.rendering import TRAIN
-from crucible_train.data.rows import NEVER_STOPS
-from crucible_train.data.rows import bad_rows as counted
 from crucible_train.errors import DataError
 from crucible_train.loop.run import Cadence
 from crucible_train.loop.training import schedule_of
@@ -30,7 +28,16 @@ from crucible_train.stages.dpo.prepare_data import PreparePreferences
 from crucible_train.stages.dpo.reference import ReferencePass
 from crucible_train.stages.dpo.render import RenderPreferences
 from crucible_train.stages.dpo.train import TrainDPO
-from crucible_train.stages.plan import bad_rows_of, duration, made, rounded, show_bad_rows, show_samples
+from crucible_train.stages.plan import (
+    bad_rows_of,
+    duration,
+    made,
+    rounded,
+    show_bad_rows,
+    show_samples,
+    what_stops,
+    without_stopping,
+)
 from crucible_train.stages.prepare_model import at_hand, description_of
 from crucible_train.stages.run_directory import run_id
 from crucible_train.stages.win_rate_plan import look_at_answers, look_for_judge, show_win_rate, written_at_once
@@ -50,10 +57,9 @@ def show_plan(config: DPOConfig) -> None:
     hardware = wiring.hardware(config.engine)
     terminal.field("machine", hardware.description)
     with TemporaryDirectory(prefix="crucible-plan-") as folder:
-        bad_rows = [row for row in _show(config, hardware, Path(folder)) if row["reason"] not in NEVER_STOPS]
-    if bad_rows and config.data.on_bad_row == "stop":
-        them = "it" if len(bad_rows) == 1 else "them"
-        raise DataError(f"{counted(len(bad_rows))} would stop the run; mend {them}, or set data.on_bad_row=quarantine")
+        bad_rows = _show(config, hardware, Path(folder))
+    if problem := what_stops(bad_rows, config.data.on_bad_row):
+        raise DataError(problem)
 
 
 def _show(config: DPOConfig, hardware: Hardware, folder: Path) -> Sequence[Mapping[str, Any]]:
@@ -61,7 +67,7 @@ def _show(config: DPOConfig, hardware: Hardware, folder: Path) -> Sequence[Mappi
     source = at_hand(config.model)
     chain = Chain(config.cache_dir)
     config = _look(chain, config, hardware, source)
-    lenient = config.model_copy(update={"data": config.data.model_copy(update={"on_bad_row": "quarantine"})})
+    lenient = without_stopping(config)
     refs, cache_dir = chain.refs, config.cache_dir
     found = made(PreparePreferences(lenient), {}, refs.get("conversations"), folder / "data", cache_dir)
     prepare_data.report(files.read_json(found / SUMMARY), is_cached="conversations" in refs)
