@@ -161,7 +161,8 @@ def _exportable(run_dir: Path) -> TrackedRun:
 
 
 def _follow(given: argparse.Namespace) -> int:
-    give_way()
+    if given.parent is not None:
+        give_way()
     replica = Replica(given.place, given.replica)
     if not replica.cursor_path.parent.is_dir():
         raise ConfigError(f"{given.place}: nothing is tracked there")
@@ -170,11 +171,12 @@ def _follow(given: argparse.Namespace) -> int:
 
 
 def give_way() -> None:
-    """Leave the processor to whoever trains: importing a client alone costs seconds of it."""
-    if hasattr(os, "SCHED_IDLE"):  # put aside at once when another wakes, which a nice process is not
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-    else:
-        os.nice(19)
+    """Leave the processor to whoever trains: importing a client alone costs seconds of it.
+
+    Of a core that is busy all the time about 1.5% is left, so that what is sent arrives; of Linux's idle priority 0.3%
+    would be, which does not start a client within minutes, and which only a superuser may leave when the run has ended.
+    """
+    os.nice(19)
 
 
 def _followed(replica: Replica, given: argparse.Namespace) -> int:

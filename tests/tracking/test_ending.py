@@ -199,7 +199,6 @@ def test_whatever_ends_a_follower_is_printed_without_secrets(make_run, tracker, 
         raise RuntimeError("password=hunter2hunter2")
 
     monkeypatch.setattr(command, "Follower", broken)
-    monkeypatch.setattr(command, "give_way", lambda: None)
     assert main(["follow", str(run.dir), HTTP]) == 1
     printed = capsys.readouterr().err
     assert "RuntimeError" in printed
@@ -263,7 +262,6 @@ def test_a_run_is_not_deleted_under_its_follower_and_a_follower_makes_no_deleted
     assert runs(["delete", run.dir.name, "--folder", folder, "--yes"]) == 0
     with pytest.raises(FileNotFoundError):
         write_cursor(replica.cursor_path, replica.cursor(found))
-    monkeypatch.setattr(command, "give_way", lambda: None)
     assert main(["follow", str(run.dir), HTTP]) == 2
     assert not run.dir.exists()
     assert journal.read_run(run.dir) is None

@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -155,17 +156,33 @@ def test_a_follower_whose_client_never_comes_back_ends_when_its_run_has(make_run
     assert cursor(run.dir, "hanging_client-Hanging")["problem"] == "it does not answer"
 
 
-@pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="Linux alone has this priority")
 def test_a_follower_has_only_the_processor_time_that_its_run_leaves(make_run, tracker):
     """Linux weighs sessions before priorities, so it must be of the run's; its own group keeps Ctrl-C from it."""
+    own = os.getpriority(os.PRIO_PROCESS, 0)
     run = make_run(start_follower=lambda *_: None)
     run.start()
     process = wiring.start_follower(run.dir, HTTP, "--parent", str(os.getpid()))
-    until(lambda: os.sched_getscheduler(process.pid) == os.SCHED_IDLE)
+    until(lambda: os.getpriority(os.PRIO_PROCESS, process.pid) == min(own + 19, 19))
     assert os.getsid(process.pid) == os.getsid(0)
     assert os.getpgid(process.pid) == process.pid
     run.steps(0, 3)
     finish(run)
+    assert process.wait(60) == 0
+    assert tracker.only == truth(run.dir)
+    assert os.getpriority(os.PRIO_PROCESS, 0) == own
+
+
+def test_what_is_sent_when_asked_for_is_sent_as_fast_as_anything(make_run, tracker):
+    run = make_run(start_follower=lambda *_: None)
+    run.start()
+    run.steps(0, 3)
+    finish(run)
+    is_held = threading.Event()
+    tracker.misbehave = lambda _: not is_held.wait(1)
+    process = wiring.start_follower(run.dir, HTTP)
+    until(lambda: tracker.requested_at)
+    assert os.getpriority(os.PRIO_PROCESS, process.pid) == os.getpriority(os.PRIO_PROCESS, 0)
+    is_held.set()
     assert process.wait(60) == 0
     assert tracker.only == truth(run.dir)
 
