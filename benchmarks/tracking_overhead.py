@@ -4,10 +4,12 @@
 
 Every run is the same small supervised fine-tuning, in a fresh process, with ``report_to`` empty or ``mlflow``. Counted
 is the wall clock from where the loggers are told of the run to the end of the training stage; the follower works
-beside it on the same cores. A machine's speed drifts by more than is asked about here, so a run without a tracker goes
-before and after each run of a side, which is set against their mean. One MLflow server runs all the time, on the same
-cores as well but at the lowest priority, since it stands for one elsewhere; between it and the run is this program:
+beside it on the same cores. A machine's speed drifts by more than is asked about here, so every run of a side has one
+without a tracker beside it, and the two run in turns of a second: while one runs, the other stands still, with its
+follower and the server, and its clock does too. One MLflow server runs all the time, on the same cores as well but at
+the lowest priority, since it stands for one elsewhere; between it and the run is this program:
 
+- none_again: no tracker here either, which shows how far two equal runs come apart;
 - healthy: nothing; absent: nobody listens; dies: after twelve requests nobody listens any more;
 - refuses: 429 and 500 in turn; hangs: takes connections and never answers;
 - disk_full: a SQLite file on a full disk (a mounted tmpfs, which needs root; left out where that is not allowed).
@@ -30,13 +32,14 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import IO, Any
 
-from benchmarks import child, record
+from benchmarks import child, record, turns
 
 MODEL = {
     "hidden_size": 64,
@@ -51,7 +54,7 @@ MODEL = {
     "eos_token_id": 2,
 }
 NUM_ROWS = 512
-NONE = "none"
+NONE, AGAIN = "none", "none_again"
 _AT_LOWEST_PRIORITY = """
 import os, sys
 from crucible_train.tracking.command import give_way
@@ -70,16 +73,18 @@ def main() -> None:
         folder = Path(name)
         workload = _prepared(folder, arguments)
         server = closing.enter_context(_mlflow_server(folder))
-        sides = _sides(folder, server)
+        sides = _sides(folder, server.address)
         rounds: list[dict[str, Any]] = []
         for turn in range(arguments.rounds):
-            shift = turn % len(arguments.sides)
-            order = [*arguments.sides[shift:], *arguments.sides[:shift]]
-            for side in [NONE, *(each for one in order for each in (one, NONE))]:
-                one = _measured(side, sides[side], workload, folder / "runs" / str(len(rounds)), arguments)
-                if one is not None:
-                    rounds.append(one)
-                    print(f"  {side:<10}{one['seconds']:>8.2f} s   load {one['load_average']}", flush=True)
+            for side in arguments.sides:
+                pair = _pair(side, sides[side], workload, folder / "runs" / f"{side}-{turn}", server.group, arguments)
+                rounds += pair
+                if pair:
+                    beside, own = (one["seconds"] for one in pair)
+                    print(
+                        f"  {side:<10}{own:>8.2f} s   beside it none {beside:>8.2f} s   {own / beside - 1:+.1%}",
+                        flush=True,
+                    )
         summary = _summary(rounds)
         path = record.write(
             "tracking_overhead",
@@ -97,7 +102,8 @@ def main() -> None:
         )
     for side, ratio in summary["over_none"].items():
         print(
-            f"{side:<10} {summary['medians'][side]['seconds']:>8.2f} s   {100 * (ratio - 1):+.1f} % over none beside it"
+            f"{side:<10} {ratio['median'] - 1:+.1%} over the run without a tracker beside it "
+            f"({ratio['least'] - 1:+.1%} to {ratio['most'] - 1:+.1%})"
         )
     print(f"written: {path.relative_to(record.ROOT)}")
 
@@ -107,7 +113,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="turns of every side")
     parser.add_argument("--steps", type=int, default=150, help="optimizer steps of a run")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of the engine")
-    known = [side for side in _sides(Path(), "") if side != NONE]
+    known = list(_sides(Path(), ""))
     parser.add_argument("--sides", nargs="+", choices=known, default=known)
     return parser.parse_args()
 
@@ -135,45 +141,53 @@ def _prepared(folder: Path, arguments: argparse.Namespace) -> Path:
     return path
 
 
-def _measured(
+def _pair(
     side: str,
     surroundings: Callable[[], AbstractContextManager[Environment | None]],
     workload: Path,
-    run_dir: Path,
+    folder: Path,
+    server_group: int,
     arguments: argparse.Namespace,
-) -> dict[str, Any] | None:
-    """One run of a side; None where the machine does not allow it."""
-    with surroundings() as environment:
+) -> list[dict[str, Any]]:
+    """A run without a tracker and one of a side, in turns; nothing where the machine does not allow it."""
+    with surroundings() as environment, ExitStack() as closing:
         if environment is None:
             print(f"  {side:<10}left out: mounting is not allowed here", flush=True)
-            return None
-        load, before = record.load_average(), dict(os.environ)
-        os.environ.update(environment)
-        try:
-            options = {"report_to": ["mlflow"] if environment else [], "run_dir": str(run_dir)}
-            found = child.run(sys.executable, "benchmarks.tracking_side", workload, options, arguments.threads)
-        finally:
-            os.environ.clear()
-            os.environ.update(before)
-            _end_followers(run_dir)
+            return []
+        load = record.load_average()
+        run_dirs = {NONE: folder / "beside", side: folder / side}
+        outputs = {name: closing.enter_context(tempfile.TemporaryFile("w+")) for name in run_dirs}
+        jobs = {}
+        for name, run_dir in run_dirs.items():
+            options = {"report_to": [] if name in (NONE, AGAIN) else ["mlflow"], "run_dir": str(run_dir)}
+            process = subprocess.Popen(
+                [sys.executable, "-m", "benchmarks.tracking_side", workload, json.dumps(options)],
+                stdout=outputs[name],
+                cwd=record.ROOT,
+                env={**child.environment(arguments.threads), **environment},
+                text=True,
+            )
+            jobs[name] = turns.Job(process, str(run_dir), () if name == NONE else (server_group,))
+            closing.callback(jobs[name].end)
+        turns.take(list(jobs.values()))
+        return [_found(name, jobs[name], outputs[name], run_dirs[name], load) for name in jobs]
+
+
+def _found(name: str, job: turns.Job, output: IO[str], run_dir: Path, load: float) -> dict[str, Any]:
+    if job.process.returncode != 0:
+        sys.exit(f"the run of {name} ended with status {job.process.returncode}")
+    output.seek(0)
+    told = json.loads(output.read().strip().splitlines()[-1])
     cursor = run_dir / "tracking" / "mlflow.json"
     state = json.loads(cursor.read_text(encoding="utf-8")) if cursor.is_file() else {}
     return {
-        "side": side,
+        "side": name,
         "load_average": load,
-        **found,
+        "seconds": round(job.seconds(told.pop("began"), told.pop("ended")), 3),
+        **told,
         "tracker_state": state.get("state"),
         "sent_to_step": state.get("last_step"),
     }
-
-
-def _end_followers(run_dir: Path) -> None:
-    """End the followers that this run has left, so that the next side has the machine to itself."""
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            words = path.read_bytes().split(b"\0")
-            if b"follow" in words and str(run_dir).encode() in words:
-                os.kill(int(path.parent.name), signal.SIGKILL)
 
 
 def _summary(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -183,16 +197,19 @@ def _summary(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         for side in sides
     }
     ratios: dict[str, list[float]] = {}
-    for before, one, after in zip(rounds, rounds[1:], rounds[2:], strict=False):
-        if before["side"] == after["side"] == NONE != one["side"]:
-            ratios.setdefault(one["side"], []).append(2 * one["seconds"] / (before["seconds"] + after["seconds"]))
-    return {"medians": medians, "over_none": {side: round(median(found), 4) for side, found in ratios.items()}}
+    for beside, one in zip(rounds[::2], rounds[1::2], strict=True):
+        ratios.setdefault(one["side"], []).append(round(one["seconds"] / beside["seconds"], 4))
+    over_none = {
+        side: {"median": round(median(found), 4), "least": min(found), "most": max(found)}
+        for side, found in ratios.items()
+    }
+    return {"medians": medians, "over_none": over_none}
 
 
 def _sides(folder: Path, server: str) -> dict[str, Callable[[], AbstractContextManager[Environment | None]]]:
     """What surrounds a run of each side: the environment that its followers find."""
     return {
-        NONE: lambda: contextlib.nullcontext({}),
+        AGAIN: lambda: contextlib.nullcontext({}),
         "healthy": lambda: contextlib.nullcontext({"MLFLOW_TRACKING_URI": server}),
         "absent": lambda: contextlib.nullcontext({"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{_free_port()}"}),
         "dies": lambda: _dying(server),
@@ -202,8 +219,14 @@ def _sides(folder: Path, server: str) -> dict[str, Callable[[], AbstractContextM
     }
 
 
+@dataclass(frozen=True, slots=True)
+class _Server:
+    address: str
+    group: int
+
+
 @contextmanager
-def _mlflow_server(folder: Path) -> Iterator[str]:
+def _mlflow_server(folder: Path) -> "Iterator[_Server]":
     port = _free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"]
@@ -226,7 +249,7 @@ def _mlflow_server(folder: Path) -> Iterator[str]:
             if process.poll() is not None or time.monotonic() > until:
                 sys.exit(f"the MLflow server does not start:\n{(folder / 'server.log').read_text()[-2000:]}")
             time.sleep(0.2)
-        yield address
+        yield _Server(address, process.pid)
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         process.wait(30)

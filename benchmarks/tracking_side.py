@@ -65,7 +65,7 @@ async def _inputs(config: SFTConfig) -> dict[str, ArtifactRef]:
 
 
 async def _train(workload: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Seconds from where the loggers are told of the run to the end of the stage."""
+    """The clock where the loggers are told of the run, and at the end of the stage."""
     config = SFTConfig.model_validate(workload["config"] | {"report_to": options["report_to"]})
     store = wiring.blob_store(config.cache_dir)
     inputs = {name: open_artifact(store, ref) for name, ref in (await _inputs(config)).items()}
@@ -76,15 +76,16 @@ async def _train(workload: Mapping[str, Any], options: Mapping[str, Any]) -> dic
     start = tracked.start
 
     def timed_start(*args: Any) -> None:
-        began.append(time.perf_counter())
+        began.append(time.monotonic())
         start(*args)
 
     tracked.start = timed_start
     cpu_began = time.process_time()
     await Train(config, wiring.hardware(config.engine), run_dir).run(inputs, folder)
-    ended = time.perf_counter()
+    ended = time.monotonic()
     return {
-        "seconds": round(ended - began[0], 3),
+        "began": began[0],
+        "ended": ended,
         "cpu_seconds": round(time.process_time() - cpu_began, 3),
         "num_steps": len(read_metrics(run_dir)) - 1,
     }

@@ -16,6 +16,8 @@ os.environ["PREFECT_HOME"] = str(Path(_HOME.name) / "prefect")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["DO_NOT_TRACK"] = "1"
 os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
+# Followers have Linux's idle priority: beside tests of ordinary priority on every core they would wait for minutes.
+os.nice(19)
 for _name in ("PREFECT_API_URL", "PREFECT_API_KEY", "PREFECT_PROFILE", "HF_HOME", "XDG_CACHE_HOME"):
     os.environ.pop(_name, None)
 

@@ -55,6 +55,8 @@ class PostTrainConfig(Section):
             for field in SHARED:
                 if getattr(section, field) != type(section).model_fields[field].default:
                     raise ValueError(f"{method}.{field}: give {field} instead: the whole chain shares it")
+        if not set(self.stages) & set(get_args(Method)):
+            raise ValueError(f"stages: evaluate alone trains nothing; name one of {', '.join(get_args(Method))} too")
         if self.dpo.preference.is_reward_model and "dpo" in self.stages[:-1]:
             raise ValueError(
                 "dpo.preference.loss_type: bradley_terry makes a reward model, which writes no answers: let dpo be the "

@@ -10,10 +10,10 @@ from pathlib import Path
 from filelock import Timeout
 
 from crucible_train import files, journal, terminal, wiring
+from crucible_train.cursor import Cursor
 from crucible_train.errors import ConfigError, CrucibleError
 from crucible_train.journal import TrackedRun
 from crucible_train.metrics_file import METRICS_FILE
-from crucible_train.tracking.cursor import Cursor
 from crucible_train.tracking.follow import DRAIN_S, Follower, print_failure
 from crucible_train.tracking.recorded import as_run_directory
 from crucible_train.tracking.replica import Left, Replica, exported, replicas
@@ -171,12 +171,11 @@ def _follow(given: argparse.Namespace) -> int:
 
 
 def give_way() -> None:
-    """Leave the processor to whoever trains: importing a client alone costs seconds of it.
-
-    Of a core that is busy all the time about 1.5% is left, so that what is sent arrives; of Linux's idle priority 0.3%
-    would be, which does not start a client within minutes, and which only a superuser may leave when the run has ended.
-    """
-    os.nice(19)
+    """Leave the processor to whoever trains: importing a client alone costs seconds of it."""
+    if hasattr(os, "SCHED_IDLE"):  # put aside at once when another wakes, which a nice process is not
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    else:
+        os.nice(19)
 
 
 def _followed(replica: Replica, given: argparse.Namespace) -> int:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from crucible_train import files, journal, terminal, wiring
 from crucible_train.config.run_config import RunConfig
+from crucible_train.cursor import write_cursor
 from crucible_train.journal import TrackedRun
 from crucible_train.metrics_file import last_step
 from crucible_train.stages.tracked import note_results, run_info, status_of
-from crucible_train.tracking.cursor import write_cursor
 from crucible_train.tracking.replica import Replica
 
 _LOOK_EVERY_S = 0.1

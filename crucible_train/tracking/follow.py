@@ -24,11 +24,11 @@ from typing import Any
 
 from crucible_train import files
 from crucible_train.config.redaction import hide_in_failure
+from crucible_train.cursor import Cursor, LeftOut, State, write_cursor
 from crucible_train.errors import ConfigError
 from crucible_train.journal import FOLDER, TrackedRun, read_run
 from crucible_train.ports import LoggedArtifact, LoggerUnavailable, MetricsLogger, RunStatus
 from crucible_train.tracking.backoff import LONGEST_S, Backoff
-from crucible_train.tracking.cursor import Cursor, LeftOut, State, write_cursor
 from crucible_train.tracking.replica import Replica, named
 from crucible_train.tracking.tail import EventFeed, Step, StepFeed
 

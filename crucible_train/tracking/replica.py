@@ -7,8 +7,8 @@ from pathlib import Path
 from filelock import FileLock
 
 from crucible_train import journal
+from crucible_train.cursor import Cursor, read_cursor, write_cursor
 from crucible_train.journal import FOLDER, RUN_FILE, TrackedRun, plain, replica_file
-from crucible_train.tracking.cursor import Cursor, read_cursor, write_cursor
 from crucible_train.tracking.tail import EventFeed, StepFeed
 
 

@@ -10,12 +10,12 @@ import pytest
 
 from crucible_train import files, journal
 from crucible_train.config.sections import TrackingConfig
+from crucible_train.cursor import Cursor, write_cursor
 from crucible_train.journal import read_run, set_phase
 from crucible_train.recipes.sft import SFTConfig
 from crucible_train.runs.__main__ import main as runs
 from crucible_train.tracking import command, follow
 from crucible_train.tracking.command import main
-from crucible_train.tracking.cursor import Cursor, write_cursor
 from crucible_train.tracking.ending import SentTo, at_work, conclude
 from crucible_train.tracking.follow import Follower
 from crucible_train.tracking.replica import Replica

@@ -44,6 +44,37 @@ def test_a_server_that_is_absent_at_the_start_gets_everything_when_it_comes(make
     assert cursor(run.dir)["problem"] is None
 
 
+def test_where_a_run_is_and_what_holds_it_up_are_told_while_it_is_trained_once_each(make_run, tracker):
+    told: list[str] = []
+    tracker.stop()
+    run = make_run(report=told.append)
+    run.start()
+    steps = iter(range(100_000))
+
+    def has_told(num_lines: int) -> bool:
+        step = next(steps)
+        run.steps(step, step)
+        return len(told) >= num_lines
+
+    until(lambda: has_told(1), 60)
+    assert told[0].startswith(f"  {HTTP}: no answer")
+    assert told[0].endswith("; the run goes on, and what is not sent now is sent later")
+    tracker.start()
+    until(lambda: has_told(2), 60)
+    assert told[1] == f"  {HTTP}: {tracker.url}/{next(iter(tracker.steps))}"
+    tracker.stop()
+    until(lambda: cursor(run.dir)["state"] == "unavailable", 60)
+    time.sleep(1.1)
+    assert not has_told(3)
+    tracker.start()
+    finish(run)
+    until(lambda: cursor(run.dir)["state"] == "done", 60)
+    run.start()
+    run.steps(next(steps), next(steps))
+    assert len(told) == 2
+    finish(run)
+
+
 def test_a_server_that_dies_and_comes_back_several_times_misses_and_repeats_nothing(make_run, tracker):
     run = make_run()
     run.start()
@@ -156,22 +187,22 @@ def test_a_follower_whose_client_never_comes_back_ends_when_its_run_has(make_run
     assert cursor(run.dir, "hanging_client-Hanging")["problem"] == "it does not answer"
 
 
+@pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="Linux alone has this priority")
 def test_a_follower_has_only_the_processor_time_that_its_run_leaves(make_run, tracker):
     """Linux weighs sessions before priorities, so it must be of the run's; its own group keeps Ctrl-C from it."""
-    own = os.getpriority(os.PRIO_PROCESS, 0)
     run = make_run(start_follower=lambda *_: None)
     run.start()
     process = wiring.start_follower(run.dir, HTTP, "--parent", str(os.getpid()))
-    until(lambda: os.getpriority(os.PRIO_PROCESS, process.pid) == min(own + 19, 19))
+    until(lambda: os.sched_getscheduler(process.pid) == os.SCHED_IDLE)
     assert os.getsid(process.pid) == os.getsid(0)
     assert os.getpgid(process.pid) == process.pid
     run.steps(0, 3)
     finish(run)
     assert process.wait(60) == 0
     assert tracker.only == truth(run.dir)
-    assert os.getpriority(os.PRIO_PROCESS, 0) == own
 
 
+@pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="Linux alone has this priority")
 def test_what_is_sent_when_asked_for_is_sent_as_fast_as_anything(make_run, tracker):
     run = make_run(start_follower=lambda *_: None)
     run.start()
@@ -181,6 +212,7 @@ def test_what_is_sent_when_asked_for_is_sent_as_fast_as_anything(make_run, track
     tracker.misbehave = lambda _: not is_held.wait(1)
     process = wiring.start_follower(run.dir, HTTP)
     until(lambda: tracker.requested_at)
+    assert os.sched_getscheduler(process.pid) == os.SCHED_OTHER
     assert os.getpriority(os.PRIO_PROCESS, process.pid) == os.getpriority(os.PRIO_PROCESS, 0)
     is_held.set()
     assert process.wait(60) == 0

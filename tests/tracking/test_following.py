@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from crucible_train.adapters.loggers.base import QuietLogger
+from crucible_train.cursor import LeftOut
 from crucible_train.journal import Journal, read_events, set_phase
 from crucible_train.ports import LoggerUnavailable, Opened, RunInfo
 from crucible_train.tracking.command import main
-from crucible_train.tracking.cursor import LeftOut
 from crucible_train.tracking.follow import Follower
 from crucible_train.tracking.replica import Replica
 from tests.tracking.conftest import HTTP, cursor, truth, until

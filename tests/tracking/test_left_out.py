@@ -142,7 +142,7 @@ def test_an_upload_may_take_as_long_as_its_size_at_a_floor_rate(make_run, own_cl
 
 
 def test_a_cursor_of_an_older_version_is_read(tmp_path: Path) -> None:
-    from crucible_train.tracking.cursor import read_cursor
+    from crucible_train.cursor import read_cursor
 
     path = tmp_path / "csv.json"
     path.write_text('{"tracker": "csv", "tracker_id": "a", "last_step": 3, "left_out": null}')

@@ -59,7 +59,7 @@ def test_settings_are_flat_and_leave_out_what_is_about_trackers():
 
 
 def test_a_run_keeps_its_tracker_id_and_a_copied_cursor_of_another_run_does_not_count(tmp_path):
-    from crucible_train.tracking.cursor import Cursor, write_cursor
+    from crucible_train.cursor import Cursor, write_cursor
     from crucible_train.tracking.replica import Replica
 
     info = run_info(SFTConfig(), tmp_path / "run", 3, 0)

@@ -7,25 +7,42 @@ tracker does, it does it there.
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import crucible_train
 from crucible_train import files, journal
 from crucible_train.adapters.loggers.base import QuietLogger
+from crucible_train.cursor import Cursor, read_cursor
 from crucible_train.ports import Cell, LoggedArtifact, Opened, RunInfo, RunStatus
 
 _COMMAND = ("-m", "crucible_train.tracking", "follow")
+_LOOK_EVERY_S = 1.0
 
 
 class ReplicatedLogger(QuietLogger):
     """Writes down what trackers are to have and starts a follower for each; metrics are in the run's files already."""
 
-    def __init__(self, trackers: Sequence[str], start_follower: Callable[[Path, str], object] | None = None) -> None:
-        """Replicate to trackers by name; ``start_follower`` is given the run directory and a name."""
+    def __init__(
+        self,
+        trackers: Sequence[str],
+        report: Callable[[str], None] = lambda _: None,
+        start_follower: Callable[[Path, str], object] | None = None,
+    ) -> None:
+        """Replicate to trackers.
+
+        Args:
+            trackers: their names.
+            report: is told, in a line each, where a tracker shows the run, and the first thing that keeps it from it.
+            start_follower: starts what sends, given the run directory and a name.
+        """
         self._trackers = tuple(trackers)
+        self._report = report
         self._start_follower = start_follower or _started
+        self._watched: list[_Watched] = []
+        self._look_at = 0.0
         self._run_dir: Path | None = None
         self._journal: journal.Journal | None = None
         self._copying = ThreadPoolExecutor(1, thread_name_prefix="crucible-pictures")
@@ -40,9 +57,18 @@ class ReplicatedLogger(QuietLogger):
         self._run_dir = run.run_dir
         self._journal = journal.Journal(run.run_dir)
         journal.begin(run, self._trackers, "training")
+        self._watched = [_Watched(run.run_dir, name) for name in self._trackers]
         for name in self._trackers:
             self._start_follower(run.run_dir, name)
         return Opened()
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Report, at most once a second, what followers found out; the numbers are in the run's files."""
+        if time.monotonic() < self._look_at:
+            return
+        self._look_at = time.monotonic() + _LOOK_EVERY_S
+        for line in (line for watched in self._watched for line in watched.news()):
+            self._report(line)
 
     def log_hparams(self, values: Mapping[str, Cell]) -> None:
         """Note the settings."""
@@ -85,6 +111,45 @@ class ReplicatedLogger(QuietLogger):
     def _noted(self) -> journal.Journal:
         assert self._journal is not None, "the run has not started"
         return self._journal
+
+
+class _Watched:
+    """A tracker whose follower is heard of: where it shows the run, and the first thing that holds it up, once each."""
+
+    def __init__(self, run_dir: Path, name: str) -> None:
+        self._name, self._path = name, journal.replica_file(run_dir, name, "json")
+        self._seen_at = self._written_at()  # what stands there now is of another time
+        self._untold = [_address, _problem]
+
+    def news(self) -> Iterator[str]:
+        """A line for each of the two that has come to be known."""
+        written_at = self._written_at()
+        if not self._untold or written_at == self._seen_at:
+            return
+        self._seen_at = written_at
+        if (cursor := read_cursor(self._path)) is None:
+            return
+        for describe in tuple(self._untold):
+            if text := describe(cursor):
+                self._untold.remove(describe)
+                yield f"  {self._name}: {text}"
+
+    def _written_at(self) -> int:
+        try:
+            return self._path.stat().st_mtime_ns
+        except OSError:
+            return 0
+
+
+def _address(cursor: Cursor) -> str:
+    """Only of a page: where files are, the end of a run tells, when they are whole."""
+    is_page = cursor.state == "sending" and (cursor.url or "").startswith(("http://", "https://"))
+    return cursor.url or "" if is_page else ""
+
+
+def _problem(cursor: Cursor) -> str:
+    is_held_up = cursor.state in ("unavailable", "refused")
+    return f"{cursor.problem}; the run goes on, and what is not sent now is sent later" if is_held_up else ""
 
 
 def start_follower(run_dir: Path, replica: str, *words: str) -> "subprocess.Popen[bytes]":
