@@ -1,15 +1,17 @@
-"""What a tracker costs a run by the clock: none beside MLflow as it should be, and in every way that it fails.
+"""What a tracker costs a training by the clock: MLflow as it should be, and in every way that it fails.
 
-    python -m benchmarks.tracking_overhead [--rounds 3] [--steps 150] [--sides healthy absent ...]
+    python -m benchmarks.tracking_overhead [--rounds 3] [--steps 300] [--sides healthy absent ...]
 
-Every run is the same small supervised fine-tuning, in a fresh process, with ``report_to`` empty or ``mlflow``. Counted
-is the wall clock from where the loggers are told of the run to the end of the training stage; the follower works
-beside it on the same cores. A machine's speed drifts by more than is asked about here, so every run of a side has one
-without a tracker beside it, and the two run in turns of a second: while one runs, the other stands still, with its
-follower and the server, and its clock does too. One MLflow server runs all the time, on the same cores as well but at
-the lowest priority, since it stands for one elsewhere; between it and the run is this program:
+Every run is the same small supervised fine-tuning, in a fresh process, its follower beside it on the same cores. Equal
+runs differ by more than is asked about here, so what a follower costs is found within a run: it is stopped and
+continued every second (SIGSTOP, SIGCONT), and the steps in which it could run are set against those in which it stood
+still. It has its whole start, and all that it sends, in half of the run's time, so it is charged twice what it costs.
+What the loggers take in the process that trains is measured there. A side's cost is both together.
 
-- none_again: no tracker here either, which shows how far two equal runs come apart;
+One MLflow server runs all the time, on the same cores as well but at the lowest priority, since it stands for one
+elsewhere; between it and the run is this program:
+
+- none: no tracker, which shows how far equal halves of a run come apart;
 - healthy: nothing; absent: nobody listens; dies: after twelve requests nobody listens any more;
 - refuses: 429 and 500 in turn; hangs: takes connections and never answers;
 - disk_full: a SQLite file on a full disk (a mounted tmpfs, which needs root; left out where that is not allowed).
@@ -35,11 +37,12 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
-from statistics import median
-from typing import IO, Any
+from statistics import fmean, median
+from typing import Any
 
-from benchmarks import child, record, turns
+from benchmarks import child, record
 
 MODEL = {
     "hidden_size": 64,
@@ -54,7 +57,7 @@ MODEL = {
     "eos_token_id": 2,
 }
 NUM_ROWS = 512
-NONE, AGAIN = "none", "none_again"
+NONE = "none"
 _AT_LOWEST_PRIORITY = """
 import os, sys
 from crucible_train.tracking.command import give_way
@@ -62,6 +65,8 @@ give_way()
 os.execv(sys.argv[1], sys.argv[1:])
 """
 _FREE_BYTES = 2**19
+_STRETCH_S = 1.0
+_WARM_UP_STEPS = 3
 _START_S = 180.0
 Environment = Mapping[str, str]
 
@@ -77,14 +82,13 @@ def main() -> None:
         rounds: list[dict[str, Any]] = []
         for turn in range(arguments.rounds):
             for side in arguments.sides:
-                pair = _pair(side, sides[side], workload, folder / "runs" / f"{side}-{turn}", server.group, arguments)
-                rounds += pair
-                if pair:
-                    beside, own = (one["seconds"] for one in pair)
-                    print(
-                        f"  {side:<10}{own:>8.2f} s   beside it none {beside:>8.2f} s   {own / beside - 1:+.1%}",
-                        flush=True,
-                    )
+                run_dir = folder / "runs" / f"{turn}-{side}"
+                one = _measured(
+                    side, sides[side], workload, run_dir, server.group, is_first=bool(turn % 2), of=arguments
+                )
+                if one is not None:
+                    rounds.append(one)
+                    print(f"  {side:<10}{one['cost']:>+8.1%}   {one['steps']}   load {one['load_average']}", flush=True)
         summary = _summary(rounds)
         path = record.write(
             "tracking_overhead",
@@ -100,18 +104,15 @@ def main() -> None:
             summary=summary,
             pythons={"ours": Path(sys.executable)},
         )
-    for side, ratio in summary["over_none"].items():
-        print(
-            f"{side:<10} {ratio['median'] - 1:+.1%} over the run without a tracker beside it "
-            f"({ratio['least'] - 1:+.1%} to {ratio['most'] - 1:+.1%})"
-        )
+    for side, cost in summary["cost"].items():
+        print(f"{side:<10}{cost['median']:>+8.1%}   ({cost['least']:+.1%} to {cost['most']:+.1%})")
     print(f"written: {path.relative_to(record.ROOT)}")
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3, help="turns of every side")
-    parser.add_argument("--steps", type=int, default=150, help="optimizer steps of a run")
+    parser.add_argument("--steps", type=int, default=300, help="optimizer steps of a run")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of the engine")
     known = list(_sides(Path(), ""))
     parser.add_argument("--sides", nargs="+", choices=known, default=known)
@@ -141,75 +142,120 @@ def _prepared(folder: Path, arguments: argparse.Namespace) -> Path:
     return path
 
 
-def _pair(
+def _measured(
     side: str,
     surroundings: Callable[[], AbstractContextManager[Environment | None]],
     workload: Path,
-    folder: Path,
+    run_dir: Path,
     server_group: int,
-    arguments: argparse.Namespace,
-) -> list[dict[str, Any]]:
-    """A run without a tracker and one of a side, in turns; nothing where the machine does not allow it."""
-    with surroundings() as environment, ExitStack() as closing:
+    *,
+    is_first: bool,
+    of: argparse.Namespace,
+) -> dict[str, Any] | None:
+    """One run of a side; None where the machine does not allow it. ``is_first``: the follower runs in even seconds."""
+    with surroundings() as environment, tempfile.TemporaryFile("w+") as output:
         if environment is None:
             print(f"  {side:<10}left out: mounting is not allowed here", flush=True)
-            return []
+            return None
         load = record.load_average()
-        run_dirs = {NONE: folder / "beside", side: folder / side}
-        outputs = {name: closing.enter_context(tempfile.TemporaryFile("w+")) for name in run_dirs}
-        jobs = {}
-        for name, run_dir in run_dirs.items():
-            options = {"report_to": [] if name in (NONE, AGAIN) else ["mlflow"], "run_dir": str(run_dir)}
-            process = subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.tracking_side", workload, json.dumps(options)],
-                stdout=outputs[name],
-                cwd=record.ROOT,
-                env={**child.environment(arguments.threads), **environment},
-                text=True,
-            )
-            jobs[name] = turns.Job(process, str(run_dir), () if name == NONE else (server_group,))
-            closing.callback(jobs[name].end)
-        turns.take(list(jobs.values()))
-        return [_found(name, jobs[name], outputs[name], run_dirs[name], load) for name in jobs]
-
-
-def _found(name: str, job: turns.Job, output: IO[str], run_dir: Path, load: float) -> dict[str, Any]:
-    if job.process.returncode != 0:
-        sys.exit(f"the run of {name} ended with status {job.process.returncode}")
-    output.seek(0)
-    told = json.loads(output.read().strip().splitlines()[-1])
+        options = {"report_to": ["mlflow"] if environment else [], "run_dir": str(run_dir)}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.tracking_side", workload, json.dumps(options)],
+            stdout=output,
+            cwd=record.ROOT,
+            env={**child.environment(of.threads), **environment},
+        )
+        try:
+            stretches = _stopping(process, str(run_dir), server_group, is_first=is_first)
+        finally:
+            process.kill()
+            os.killpg(server_group, signal.SIGCONT)
+            _signal(signal.SIGKILL, _followers(str(run_dir), process.pid))
+        if process.returncode != 0:
+            sys.exit(f"the run of {side} ended with status {process.returncode}")
+        output.seek(0)
+        told = json.loads(output.read().strip().splitlines()[-1])
+    logged_at = told["logged_at"][_WARM_UP_STEPS:]
+    steps = {
+        name: round(fmean(_within(logged_at, [one for one in stretches if one.is_running == is_running])), 5)
+        for name, is_running in (("beside_it_s", True), ("without_s", False))
+    }
     cursor = run_dir / "tracking" / "mlflow.json"
     state = json.loads(cursor.read_text(encoding="utf-8")) if cursor.is_file() else {}
+    logging = told["logging_s"] / (logged_at[-1] - logged_at[0])
     return {
-        "side": name,
+        "side": side,
         "load_average": load,
-        "seconds": round(job.seconds(told.pop("began"), told.pop("ended")), 3),
-        **told,
+        "steps": steps,
+        "logging_s": told["logging_s"],
+        "cost": round(steps["beside_it_s"] / steps["without_s"] - 1 + logging, 4),
         "tracker_state": state.get("state"),
         "sent_to_step": state.get("last_step"),
     }
 
 
+@dataclass(frozen=True, slots=True)
+class _Stretch:
+    """A time, by the machine's monotonic clock, in which the follower runs or stands still."""
+
+    start: float
+    end: float
+    is_running: bool
+
+
+def _stopping(process: "subprocess.Popen[bytes]", mark: str, server_group: int, *, is_first: bool) -> list[_Stretch]:
+    """Stop and continue a run's followers, and the server, until the run has ended; when they ran and stood."""
+    stretches, is_running = [], is_first
+    while process.poll() is None:
+        number = signal.SIGCONT if is_running else signal.SIGSTOP
+        _signal(number, _followers(mark, process.pid))
+        os.killpg(server_group, number)
+        start = time.monotonic()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_STRETCH_S)
+        stretches.append(_Stretch(start, time.monotonic(), is_running))
+        is_running = not is_running
+    return stretches
+
+
+def _within(logged_at: Sequence[float], stretches: Sequence[_Stretch]) -> list[float]:
+    """Seconds of each step that began and ended within one stretch."""
+    steps = list(pairwise(logged_at))
+    return [end - start for start, end in steps if any(one.start <= start and end <= one.end for one in stretches)]
+
+
+def _followers(mark: str, trainer: int) -> Sequence[int]:
+    """The processes of a run, by what stands in their command line, but for the one that trains."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if mark.encode() in path.read_bytes() and int(path.parent.name) != trainer:
+                found.append(int(path.parent.name))
+    return found
+
+
+def _signal(number: signal.Signals, pids: Sequence[int]) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
 def _summary(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    sides = dict.fromkeys(one["side"] for one in rounds)
-    medians = {
-        side: record.medians([one for one in rounds if one["side"] == side], ("seconds", "cpu_seconds"))
-        for side in sides
+    costs: dict[str, list[float]] = {}
+    for one in rounds:
+        costs.setdefault(one["side"], []).append(one["cost"])
+    return {
+        "cost": {
+            side: {"median": round(median(found), 4), "least": min(found), "most": max(found)}
+            for side, found in costs.items()
+        }
     }
-    ratios: dict[str, list[float]] = {}
-    for beside, one in zip(rounds[::2], rounds[1::2], strict=True):
-        ratios.setdefault(one["side"], []).append(round(one["seconds"] / beside["seconds"], 4))
-    over_none = {
-        side: {"median": round(median(found), 4), "least": min(found), "most": max(found)}
-        for side, found in ratios.items()
-    }
-    return {"medians": medians, "over_none": over_none}
 
 
 def _sides(folder: Path, server: str) -> dict[str, Callable[[], AbstractContextManager[Environment | None]]]:
     """What surrounds a run of each side: the environment that its followers find."""
     return {
-        AGAIN: lambda: contextlib.nullcontext({}),
+        NONE: lambda: contextlib.nullcontext({}),
         "healthy": lambda: contextlib.nullcontext({"MLFLOW_TRACKING_URI": server}),
         "absent": lambda: contextlib.nullcontext({"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{_free_port()}"}),
         "dies": lambda: _dying(server),

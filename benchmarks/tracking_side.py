@@ -15,9 +15,8 @@ from typing import Any
 
 from benchmarks import record
 from crucible_train import wiring
-from crucible_train.metrics_file import read_metrics
 from crucible_train.recipes.sft import SFTConfig
-from crucible_train.stages import run_directory, tracked
+from crucible_train.stages import run_directory
 from crucible_train.stages.base import open_artifact, resolve
 from crucible_train.stages.prepare_data import PrepareData
 from crucible_train.stages.prepare_model import external
@@ -65,30 +64,49 @@ async def _inputs(config: SFTConfig) -> dict[str, ArtifactRef]:
 
 
 async def _train(workload: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """The clock where the loggers are told of the run, and at the end of the stage."""
+    """When each step was logged, by the machine's monotonic clock, and how long the loggers kept it waiting in all."""
     config = SFTConfig.model_validate(workload["config"] | {"report_to": options["report_to"]})
     store = wiring.blob_store(config.cache_dir)
     inputs = {name: open_artifact(store, ref) for name, ref in (await _inputs(config)).items()}
     run_dir, folder = Path(options["run_dir"]), Path(options["run_dir"]).with_suffix(".output")
     run_directory.begin(run_dir, config)
     folder.mkdir()
-    began: list[float] = []
-    start = tracked.start
+    loggers: list[_Timed] = []
+    make = wiring.metrics_logger
 
-    def timed_start(*args: Any) -> None:
-        began.append(time.monotonic())
-        start(*args)
+    def make_timed(*args: Any) -> Any:
+        loggers.append(_Timed(make(*args)))
+        return loggers[-1]
 
-    tracked.start = timed_start
-    cpu_began = time.process_time()
+    wiring.metrics_logger = make_timed
     await Train(config, wiring.hardware(config.engine), run_dir).run(inputs, folder)
-    ended = time.monotonic()
-    return {
-        "began": began[0],
-        "ended": ended,
-        "cpu_seconds": round(time.process_time() - cpu_began, 3),
-        "num_steps": len(read_metrics(run_dir)) - 1,
-    }
+    (logger,) = loggers
+    return {"logged_at": list(logger.logged_at.values()), "logging_s": round(logger.seconds, 4)}
+
+
+class _Timed:
+    """A logger with a clock: what was spent in its calls, and when each step was logged first."""
+
+    def __init__(self, logger: Any) -> None:
+        self._logger = logger
+        self.seconds = 0.0
+        self.logged_at: dict[int, float] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        call = getattr(self._logger, name)
+        if not callable(call):
+            return call
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            started = time.monotonic()
+            if name == "log_metrics":
+                self.logged_at.setdefault(args[1], started)
+            try:
+                return call(*args, **kwargs)
+            finally:
+                self.seconds += time.monotonic() - started
+
+        return timed
 
 
 if __name__ == "__main__":

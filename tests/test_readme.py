@@ -106,6 +106,7 @@ def test_the_table_of_rl_steps_is_what_the_records_say() -> None:
     ("name", "field", "peer", "told"),
     [
         ("dpo_speed-tiny-lora", "tokens_per_second", "trl_one_pair", r"(\d+) tokens/s in float32 against (\d+) of"),
+        ("dpo_speed-small-lora", "tokens_per_second", "trl_one_pair", r"(\d+) against (\d+) on the small\s+shape"),
         ("distill_speed-tiny", "steps_per_minute", "trl", r"([\d.]+) steps a minute in float32 against ([\d.]+) of"),
     ],
 )
