@@ -56,9 +56,11 @@ def read_cursor(path: Path) -> Cursor | None:
         return None
     try:
         left_out = tuple(LeftOut(**one) for one in values.get("left_out") or ())
-        return Cursor(**{**values, "left_out": left_out})
+        found = Cursor(**{**values, "left_out": left_out})
     except TypeError:
         return None
+    has_counts = isinstance(found.last_step, int) and isinstance(found.num_events, int)
+    return found if has_counts and all(isinstance(text, str | None) for text in (found.url, found.problem)) else None
 
 
 def write_cursor(path: Path, cursor: Cursor) -> None:

@@ -104,7 +104,7 @@ def metrics_logger(names: Sequence[str], report: Callable[[str], None]) -> Metri
         report(line)
     made = {name: _logger(name) for name in resolved(names) if name in LOGGERS}
     if trackers := tracker_names(names):
-        made["tracking"] = conforming(ReplicatedLogger(trackers, report), MetricsLogger, "tracking")
+        made["tracking"] = conforming(ReplicatedLogger(trackers, report=report), MetricsLogger, "tracking")
     return conforming(MultiplexLogger(made, report), MetricsLogger, "metrics logger")
 
 

@@ -101,6 +101,18 @@ def test_a_tracker_whose_extra_is_missing_names_it_without_importing_anything(mo
     assert str(caught.value) == told
 
 
+def test_what_is_heard_of_trackers_goes_where_other_lines_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[Any] = []
+
+    class Replicated(QuietLogger):
+        def __init__(self, trackers: list[str], *, report: Any) -> None:
+            found.extend((trackers, report))
+
+    monkeypatch.setattr("crucible_train.adapters.loggers.replicated.ReplicatedLogger", Replicated)
+    wiring.metrics_logger(["console", "csv"], pytest.fail)
+    assert found == [["csv"], pytest.fail]
+
+
 def test_auto_is_the_console_and_mlflow_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     for is_there, names in ((True, ["console", "mlflow"]), (False, ["console"])):
         monkeypatch.setattr(wiring, "_is_installed", lambda _, is_there=is_there: is_there)

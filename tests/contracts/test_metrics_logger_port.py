@@ -40,7 +40,7 @@ MADE = {
     "console": lambda _: ConsoleLogger(),
     "multiplex": lambda _: MultiplexLogger({"console": ConsoleLogger(), "quiet": QuietLogger()}, pytest.fail),
     "mlflow": _mlflow,
-    "replicated": lambda _: ReplicatedLogger(["csv"], start_follower=lambda *_: None),
+    "replicated": lambda _: ReplicatedLogger(["csv"], report=pytest.fail, start_follower=lambda *_: None),
     "csv": lambda _: CSVLogger(),
     "tensorboard": lambda _: TensorBoardLogger(),
     "wandb": _wandb,

@@ -21,7 +21,7 @@ class Run:
     def __init__(self, run_dir: Path, trackers: tuple[str, ...] = (HTTP,), **options: Any) -> None:
         self.dir = run_dir
         self.metrics = MetricsFile(run_dir)
-        self.logger = ReplicatedLogger(trackers, **options)
+        self.logger = ReplicatedLogger(trackers, **{"report": lambda _: None} | options)
 
     def start(self, first_step: int = 0) -> None:
         self.logger.start(RunInfo("run", self.dir, {"seed": 0}, 100, first_step))

@@ -1,5 +1,6 @@
 """A tracker that is absent, dies, is slow, refuses or has a full disk: the run loses nothing and waits for nothing."""
 
+import errno
 import os
 import random
 import signal
@@ -15,7 +16,7 @@ from crucible_train import journal, wiring
 from crucible_train.journal import read_run, set_phase
 from crucible_train.ports import Opened
 from crucible_train.tracking.backoff import FIRST_S, LONGEST_S, Backoff
-from crucible_train.tracking.command import main
+from crucible_train.tracking.command import give_way, main
 from crucible_train.tracking.follow import Follower
 from crucible_train.tracking.replica import Replica
 from tests.tracking.conftest import HTTP, cursor, truth, until
@@ -42,37 +43,6 @@ def test_a_server_that_is_absent_at_the_start_gets_everything_when_it_comes(make
     until(lambda: cursor(run.dir)["state"] == "done")
     assert tracker.only == truth(run.dir)
     assert cursor(run.dir)["problem"] is None
-
-
-def test_where_a_run_is_and_what_holds_it_up_are_told_while_it_is_trained_once_each(make_run, tracker):
-    told: list[str] = []
-    tracker.stop()
-    run = make_run(report=told.append)
-    run.start()
-    steps = iter(range(100_000))
-
-    def has_told(num_lines: int) -> bool:
-        step = next(steps)
-        run.steps(step, step)
-        return len(told) >= num_lines
-
-    until(lambda: has_told(1), 60)
-    assert told[0].startswith(f"  {HTTP}: no answer")
-    assert told[0].endswith("; the run goes on, and what is not sent now is sent later")
-    tracker.start()
-    until(lambda: has_told(2), 60)
-    assert told[1] == f"  {HTTP}: {tracker.url}/{next(iter(tracker.steps))}"
-    tracker.stop()
-    until(lambda: cursor(run.dir)["state"] == "unavailable", 60)
-    time.sleep(1.1)
-    assert not has_told(3)
-    tracker.start()
-    finish(run)
-    until(lambda: cursor(run.dir)["state"] == "done", 60)
-    run.start()
-    run.steps(next(steps), next(steps))
-    assert len(told) == 2
-    finish(run)
 
 
 def test_a_server_that_dies_and_comes_back_several_times_misses_and_repeats_nothing(make_run, tracker):
@@ -208,15 +178,26 @@ def test_what_is_sent_when_asked_for_is_sent_as_fast_as_anything(make_run, track
     run.start()
     run.steps(0, 3)
     finish(run)
-    is_held = threading.Event()
-    tracker.misbehave = lambda _: not is_held.wait(1)
+    may_answer = threading.Event()
+    tracker.misbehave = lambda _: not may_answer.wait(1)
     process = wiring.start_follower(run.dir, HTTP)
     until(lambda: tracker.requested_at)
-    assert os.sched_getscheduler(process.pid) == os.SCHED_OTHER
-    assert os.getpriority(os.PRIO_PROCESS, process.pid) == os.getpriority(os.PRIO_PROCESS, 0)
-    is_held.set()
+    assert os.sched_getscheduler(process.pid) == os.sched_getscheduler(0)
+    may_answer.set()
     assert process.wait(60) == 0
     assert tracker.only == truth(run.dir)
+
+
+def test_where_the_idle_priority_is_refused_a_follower_is_as_nice_as_can_be(monkeypatch):
+    asked: list[int] = []
+
+    def refused(*_):
+        raise PermissionError(errno.EPERM, "not permitted")
+
+    monkeypatch.setattr(os, "sched_setscheduler", refused, raising=False)
+    monkeypatch.setattr(os, "nice", asked.append)
+    give_way()
+    assert asked == [19]
 
 
 def test_followers_killed_at_random_points_leave_everything_once(make_run, tracker):

@@ -4,6 +4,7 @@ A process for each tracker, the follower, reads ``metrics.jsonl`` and the journa
 tracker does, it does it there.
 """
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -28,7 +29,8 @@ class ReplicatedLogger(QuietLogger):
     def __init__(
         self,
         trackers: Sequence[str],
-        report: Callable[[str], None] = lambda _: None,
+        *,
+        report: Callable[[str], None],
         start_follower: Callable[[Path, str], object] | None = None,
     ) -> None:
         """Replicate to trackers.
@@ -68,7 +70,8 @@ class ReplicatedLogger(QuietLogger):
             return
         self._look_at = time.monotonic() + _LOOK_EVERY_S
         for line in (line for watched in self._watched for line in watched.news()):
-            self._report(line)
+            with contextlib.suppress(OSError, UnicodeError):  # a terminal that cannot show it stops no tracker
+                self._report(line)
 
     def log_hparams(self, values: Mapping[str, Cell]) -> None:
         """Note the settings."""
@@ -114,15 +117,15 @@ class ReplicatedLogger(QuietLogger):
 
 
 class _Watched:
-    """A tracker whose follower is heard of: where it shows the run, and the first thing that holds it up, once each."""
+    """A tracker whose follower is heard of: where it shows the run, that it holds it up, that it refuses, once each."""
 
     def __init__(self, run_dir: Path, name: str) -> None:
         self._name, self._path = name, journal.replica_file(run_dir, name, "json")
         self._seen_at = self._written_at()  # what stands there now is of another time
-        self._untold = [_address, _problem]
+        self._untold = [_address, _delay, _refusal]
 
     def news(self) -> Iterator[str]:
-        """A line for each of the two that has come to be known."""
+        """A line for each of them that has come to be known."""
         written_at = self._written_at()
         if not self._untold or written_at == self._seen_at:
             return
@@ -143,13 +146,18 @@ class _Watched:
 
 def _address(cursor: Cursor) -> str:
     """Only of a page: where files are, the end of a run tells, when they are whole."""
-    is_page = cursor.state == "sending" and (cursor.url or "").startswith(("http://", "https://"))
-    return cursor.url or "" if is_page else ""
+    url = cursor.url or ""
+    return url if cursor.state == "sending" and url.startswith(("http://", "https://")) else ""
 
 
-def _problem(cursor: Cursor) -> str:
-    is_held_up = cursor.state in ("unavailable", "refused")
-    return f"{cursor.problem}; the run goes on, and what is not sent now is sent later" if is_held_up else ""
+def _delay(cursor: Cursor) -> str:
+    goes_on = "the run goes on, and what is not sent now is sent later"
+    return f"{cursor.problem}; {goes_on}" if cursor.state == "unavailable" else ""
+
+
+def _refusal(cursor: Cursor) -> str:
+    goes_on = "the run goes on, and python -m crucible_train.tracking sync sends it when this is mended"
+    return f"{cursor.problem}; {goes_on}" if cursor.state == "refused" else ""
 
 
 def start_follower(run_dir: Path, replica: str, *words: str) -> "subprocess.Popen[bytes]":
