@@ -123,6 +123,17 @@ def test_preferences_and_distillation_are_what_their_records_say(name: str, fiel
     assert [*found.groups()] == [*speeds, *ratios]
 
 
+def test_what_a_tracker_costs_is_what_its_record_says() -> None:
+    costs = json.loads((RESULTS / "tracking_overhead.json").read_text(encoding="utf-8"))["summary"]["cost"]
+    medians = {side: round(100 * cost["median"], 1) + 0.0 for side, cost in costs.items()}
+    none = medians.pop("none")
+    text = (ROOT / "docs" / "tracking.md").read_text(encoding="utf-8")
+    told = re.search(r"took ([\d.]+) to\s+([\d.]+)% longer.*?over (\w+) ways.*?and ([\d.]+)% where", text, re.DOTALL)
+    assert told is not None
+    extremes = (f"{min(medians.values()):.1f}", f"{max(medians.values()):.1f}")
+    assert told.groups() == (*extremes, {6: "six"}[len(medians)], f"{none:.1f}")
+
+
 def test_the_first_contact_is_what_its_record_says() -> None:
     found = json.loads((RESULTS / "first_contact.json").read_text(encoding="utf-8"))
     ours = found["summary"]["ours"]
