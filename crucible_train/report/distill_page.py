@@ -1,6 +1,7 @@
 """The report of distillation: one HTML file, and the same in Markdown."""
 
 from crucible_train.report.charts import divergence_chart, small_chart, svg
+from crucible_train.report.naming import shown_model
 from crucible_train.report.rl_facts import RLFacts
 from crucible_train.report.rl_page import problem_page
 from crucible_train.report.summary import card, comparison_table
@@ -41,7 +42,7 @@ def summary(facts: RLFacts) -> str:
         [
             f"# {facts.title}",
             "",
-            f"{facts.config['model']} in {facts.config['env']['name']}, taught by {teacher_of(facts)}: "
+            f"{shown_model(facts.config['model'])} in {facts.config['env']['name']}, taught by {teacher_of(facts)}: "
             f"{facts.result['num_steps']} steps of {train['groups_per_batch']} problems with "
             f"{train['num_generations']} answers each. {facts.hardware}.",
             "",

@@ -2,6 +2,7 @@
 
 from crucible_train.judges import SCALAR_HEAD
 from crucible_train.report.dpo_facts import DPOFacts
+from crucible_train.report.naming import shown_model
 from crucible_train.report.summary import card, comparison_table
 from crucible_train.report.win_rate import win_rate_lines
 
@@ -19,7 +20,7 @@ def summary(facts: DPOFacts) -> str:
         [
             f"# {facts.title}",
             "",
-            f"{facts.config['model']} on {facts.config['dataset']}: {facts.result['num_steps']} steps of "
+            f"{shown_model(facts.config['model'])} on {facts.config['dataset']}: {facts.result['num_steps']} steps of "
             f"{facts.config['preference']['loss_type']} over {train['num_examples']:,} preferences "
             f"({train['num_tokens']:,} tokens). {facts.hardware}.",
             "",

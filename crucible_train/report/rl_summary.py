@@ -1,5 +1,6 @@
 """A run of reinforcement learning in Markdown: for an orchestrator's page and for the model card."""
 
+from crucible_train.report.naming import shown_model
 from crucible_train.report.rl_facts import RLFacts
 from crucible_train.report.summary import card, comparison_table
 
@@ -11,8 +12,8 @@ def summary(facts: RLFacts) -> str:
         [
             f"# {facts.title}",
             "",
-            f"{facts.config['model']} in {facts.config['env']['name']}: {facts.result['num_steps']} steps of "
-            f"{train['groups_per_batch']} problems with {train['num_generations']} answers each. {facts.hardware}.",
+            f"{shown_model(facts.config['model'])} in {facts.config['env']['name']}: "
+            f"{facts.result['num_steps']} steps of {train['groups_per_batch']} problems with {train['num_generations']} answers each. {facts.hardware}.",
             "",
             comparison_table(facts.compared) if facts.compared else "No problems were held out.",
         ]

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from crucible_train.evaluation.comparison import Compared
 from crucible_train.report.facts import RunFacts
+from crucible_train.report.naming import shown_model
 from crucible_train.report.win_rate import win_rate_lines
 
 _JUDGES = (
@@ -31,8 +32,8 @@ def summary(facts: RunFacts) -> str:
         [
             f"# {facts.title}",
             "",
-            f"{facts.config['model']} on {facts.config['dataset']}: {facts.result['num_steps']} steps over "
-            f"{train['num_examples']:,} examples ({train['num_tokens']:,} tokens). {facts.hardware}.",
+            f"{shown_model(facts.config['model'])} on {facts.config['dataset']}: "
+            f"{facts.result['num_steps']} steps over {train['num_examples']:,} examples ({train['num_tokens']:,} tokens). {facts.hardware}.",
             "",
             comparison_table(measured) if measured else "Nothing was held out, so nothing was measured.",
             *win_rate_lines(facts.win_rate),

@@ -5,6 +5,8 @@ from typing import Any
 
 import jinja2
 
+from crucible_train.report.naming import shown_model
+
 _FOLDER = Path(__file__).parent
 
 
@@ -18,6 +20,7 @@ def render(template: str, **values: Any) -> str:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters["figure"] = _figure
+    environment.filters["model"] = shown_model
     environment.filters["thousands"] = lambda value: f"{value:,}"
     return environment.get_template(template).render(**values)
 

@@ -7,6 +7,7 @@ from typing import Any
 from crucible_train import terminal
 from crucible_train.config.writing import as_text
 from crucible_train.report.conversations import visible
+from crucible_train.report.naming import shown_model
 from crucible_train.runs.reading import Change, Run
 from crucible_train.runs.table import figure, heading, show_table
 from crucible_train.stages.layout import PUBLISHED, REPORT
@@ -23,7 +24,7 @@ def show_list(runs: Sequence[Run], folder: Path) -> None:
         (
             run.run_id,
             run.method,
-            Path(run.model).name,
+            Path(shown_model(run.model)).name,
             Path(run.data).name,
             run.status,
             "-" if run.num_steps is None else str(run.num_steps),
@@ -63,7 +64,7 @@ def _facts(run: Run) -> dict[str, str]:
         "run": run.run_id,
         "folder": str(run.path),
         "method": run.method,
-        "trains": f"{run.model} {'by' if run.stages else 'on'} {run.data}",
+        "trains": f"{shown_model(run.model)} {'by' if run.stages else 'on'} {run.data}",
         "status": f"{run.status} {run.finished_at and f'at {run.finished_at} UTC'}".rstrip(),
         "steps": "none" if run.num_steps is None else str(run.num_steps),
         "took": f"{seconds} s" if seconds is not None else "",
