@@ -13,7 +13,8 @@ def summary(facts: RLFacts) -> str:
             f"# {facts.title}",
             "",
             f"{shown_model(facts.config['model'])} in {facts.config['env']['name']}: "
-            f"{facts.result['num_steps']} steps of {train['groups_per_batch']} problems with {train['num_generations']} answers each. {facts.hardware}.",
+            f"{facts.result['num_steps']} steps of {train['groups_per_batch']} problems "
+            f"with {train['num_generations']} answers each. {facts.hardware}.",
             "",
             comparison_table(facts.compared) if facts.compared else "No problems were held out.",
         ]

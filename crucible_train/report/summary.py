@@ -33,7 +33,8 @@ def summary(facts: RunFacts) -> str:
             f"# {facts.title}",
             "",
             f"{shown_model(facts.config['model'])} on {facts.config['dataset']}: "
-            f"{facts.result['num_steps']} steps over {train['num_examples']:,} examples ({train['num_tokens']:,} tokens). {facts.hardware}.",
+            f"{facts.result['num_steps']} steps over {train['num_examples']:,} examples "
+            f"({train['num_tokens']:,} tokens). {facts.hardware}.",
             "",
             comparison_table(measured) if measured else "Nothing was held out, so nothing was measured.",
             *win_rate_lines(facts.win_rate),
