@@ -74,7 +74,10 @@ async def publish_trackers(sent: Sequence[SentTo]) -> None:
 
 
 def _where(sent: SentTo) -> str:
-    return f"<{sent.url}>" if sent.url else "in its own files"
+    """A link only where a browser can follow it, which it cannot to a database."""
+    if not sent.url:
+        return "in its own files"
+    return f"<{sent.url}>" if sent.url.startswith(("http://", "https://", "file://")) else f"`{sent.url}`"
 
 
 async def _publish(method: str, folder: Path, picture: Path, curve: str, what: str) -> None:
