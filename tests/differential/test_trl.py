@@ -65,8 +65,11 @@ def theirs(task: dict[str, Any]) -> list[float]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def side(size: int) -> Side:
-    return Side(np.arange(size + 1, dtype=np.int32), (np.arange(size + 1) > 0).astype(np.float32))
+def side(size: int, row: int) -> Side:
+    """A completion of ``size`` tokens after a prompt of one, which is the row's own."""
+    tokens_T = np.arange(size + 1, dtype=np.int32)
+    tokens_T[0] = row
+    return Side(tokens_T, (np.arange(size + 1) > 0).astype(np.float32))
 
 
 def test_losses_of_pairs_are_trls_to_a_millionth() -> None:
@@ -74,7 +77,7 @@ def test_losses_of_pairs_are_trls_to_a_millionth() -> None:
     sizes = draw.integers(1, 40, (24, 2))
     logprobs, reference = drawn(draw, sizes.ravel()), drawn(draw, sizes.ravel())
     expected = theirs({"logps": as_pairs(logprobs), "reference": as_pairs(reference), "cases": PAIRED})
-    preferences = [RenderedPreference(side(a), side(b), row) for row, (a, b) in enumerate(sizes)]
+    preferences = [RenderedPreference(side(a, row), side(b, row), row) for row, (a, b) in enumerate(sizes)]
     kept = [ReferenceLogprobs(*reference[i : i + 2], None) for i in range(0, len(reference), 2)]
     pairs = PreferenceSet(preferences, kept)
     for case, wanted in zip(PAIRED, expected, strict=True):
@@ -90,7 +93,7 @@ def test_losses_of_completions_alone_are_trls_to_a_millionth(has_moved: bool) ->
     sizes = draw.integers(1, 40, (24, 2))
     logprobs, reference = drawn(draw, sizes.ravel()), drawn(draw, sizes.ravel())
     preferences = [
-        RenderedPreference(None, side(b), row) if row % 2 else RenderedPreference(side(a), None, row)
+        RenderedPreference(None, side(b, row), row) if row % 2 else RenderedPreference(side(a, row), None, row)
         for row, (a, b) in enumerate(sizes)
     ]
     lengths = [int((mismatched(preferences, row).weights_T != 0).sum()) for row in range(len(preferences))]
