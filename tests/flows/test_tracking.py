@@ -1,5 +1,6 @@
 """A flow's trackers: they have what the run's files have, a second run starts nothing, and the page links to them."""
 
+import asyncio
 import csv
 import json
 import os
@@ -15,7 +16,9 @@ from typing import Any
 import pytest
 
 from crucible_train.errors import RunError
+from crucible_train.tracking.ending import SentTo
 from crucible_train.tracking.follow import DRAIN_S
+from flows import artifacts
 from tests.tracking.conftest import HTTP, cursor, truth, until
 from tests.tracking.http_tracker import TrackingServer, answer
 
@@ -152,6 +155,20 @@ def test_the_page_of_a_run_links_to_its_trackers(
     assert tracker.url in found["trackers"]["data"]
     assert "csv: <file://" in found["trackers"]["data"]
     assert tracker.url in found["tracker-tests-tracking-http-tracker-httptracker"]["data"]
+
+
+def test_only_what_a_browser_opens_is_a_link_on_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+
+    async def make(text: str, **_: Any) -> None:
+        made.append(text)
+
+    monkeypatch.setattr(artifacts, "acreate_markdown_artifact", make)
+    urls = ("file:///runs/metrics.csv", "sqlite:////runs/mlflow.db", None)
+    asyncio.run(artifacts.publish_trackers([SentTo("one", url, "2 steps" if url is None else "") for url in urls]))
+    assert made == [
+        "- one: <file:///runs/metrics.csv>\n- one: `sqlite:////runs/mlflow.db`\n- one: in its own files (lacks 2 steps)"
+    ]
 
 
 def test_a_server_that_misbehaves_all_the_time_changes_neither_result_nor_status(
