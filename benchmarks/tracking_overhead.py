@@ -5,8 +5,9 @@
 Every run is the same small supervised fine-tuning, in a fresh process, its follower beside it on the same cores. Equal
 runs differ by more than is asked about here, so what a follower costs is found within a run: it is stopped and
 continued every second (SIGSTOP, SIGCONT), and the steps in which it could run are set against those in which it stood
-still. It has its whole start, and all that it sends, in half of the run's time, so it is charged twice what it costs.
-What the loggers take in the process that trains is measured there. A side's cost is both together.
+still. Its start, which is most of what it does beside a tracker that fails, falls whole into the former, so that this
+is charged about twice; what it sends once a second is charged once. What the loggers take in the process that trains is
+measured there. A side's cost is both together.
 
 One MLflow server runs all the time, on the same cores as well but at the lowest priority, since it stands for one
 elsewhere; between it and the run is this program:
