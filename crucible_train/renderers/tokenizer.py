@@ -10,9 +10,9 @@ import lzma
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -68,22 +68,18 @@ class FastTokenizer:
     def from_folder(cls, folder: Path) -> Self:
         """Read ``tokenizer.json`` (or ``tokenizer.json.xz``) and what stands beside it.
 
+        While the files are unchanged, a process has one object for them: a large vocabulary takes seconds to build,
+        and every stage of a run asks for it.
+
         Raises:
             ModelError: there is no such file, or it is not a tokenizer.
         """
         written = _read_text(folder / DEFINITION_FILE)
         if written is None:
             raise ModelError(f"{folder}: no {DEFINITION_FILE}; a fast tokenizer is needed")
-        definition = _parsed(written, folder / DEFINITION_FILE)
-        config_text = _read_text(folder / CONFIG_FILE)
-        config = {} if config_text is None else _parsed(config_text, folder / CONFIG_FILE)
         template = folder / TEMPLATE_FILE
-        if template.is_file():
-            config["chat_template"] = template.read_text(encoding="utf-8")
-        try:
-            return cls(definition, config, str(folder), written)
-        except Exception as error:  # the Rust library raises bare Exception
-            raise ModelError(f"{folder / DEFINITION_FILE}: not a tokenizer: {error}") from error
+        template_text = template.read_text(encoding="utf-8") if template.is_file() else None
+        return cast("Self", _built(cls, folder, written, _read_text(folder / CONFIG_FILE), template_text))
 
     def to_folder(self, folder: Path) -> None:
         """Write the tokenizer so that transformers, or ``from_folder``, reads it back."""
@@ -276,6 +272,21 @@ def _may_write(control: Mapping[str, int], model: Mapping[str, Any]) -> bool:
     return any(name in made or len(name) == 1 for name in own)
 
 
+@lru_cache(maxsize=2)  # of a student and its teacher
+def _built(
+    kind: type[FastTokenizer], folder: Path, written: str, config_text: str | None, template: str | None
+) -> FastTokenizer:
+    """The tokenizer of these texts, which were read from this folder."""
+    definition = _parsed(written, folder / DEFINITION_FILE)
+    config = {} if config_text is None else _parsed(config_text, folder / CONFIG_FILE)
+    if template is not None:
+        config["chat_template"] = template
+    try:
+        return kind(definition, config, str(folder), written)
+    except Exception as error:  # the Rust library raises bare Exception
+        raise ModelError(f"{folder / DEFINITION_FILE}: not a tokenizer: {error}") from error
+
+
 _wrapped: WeakKeyDictionary[Any, tuple[Any, FastTokenizer]] = WeakKeyDictionary()
 
 
@@ -285,7 +296,8 @@ def as_tokenizer(tokenizer: Any) -> Tokenizer:
     Raises:
         ModelError: it is none of these.
     """
-    if isinstance(tokenizer, Tokenizer):
+    # ours first: a protocol's isinstance reads every property, and some of ours take long to make
+    if isinstance(tokenizer, (FastTokenizer, Tokenizer)):
         return tokenizer
     backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
     if not isinstance(backend, RustTokenizer):

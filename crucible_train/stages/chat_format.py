@@ -15,7 +15,7 @@ from crucible_train.data.render_rows import RendererSpec
 from crucible_train.errors import ConfigError
 from crucible_train.ports import Tokenizer
 from crucible_train.renderers import FastTokenizer, Renderer, RendererRecord, renderer_for
-from crucible_train.stages.base import Stage, open_artifact, peek, resolve
+from crucible_train.stages.base import Stage, in_thread, open_artifact, peek, resolve
 from crucible_train.types import ArtifactRef
 
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
@@ -65,7 +65,7 @@ async def settled(config: ConfigT, refs: Mapping[str, ArtifactRef]) -> ConfigT:
         ConfigError: the renderer is not one, or not the one of the model or of the checkpoint to go on from.
     """
     model_dir = open_artifact(wiring.blob_store(config.cache_dir), refs["model"])
-    name, renderer = _renderer(config, model_dir)
+    name, renderer = await in_thread(_renderer, config, model_dir)
     if _open_date(config, model_dir, renderer) is not None:
         await resolve(NoteDate(config), _needed(refs), config.cache_dir)
         config = with_noted_date(config, refs)

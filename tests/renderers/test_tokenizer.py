@@ -199,6 +199,25 @@ def test_a_template_file_comes_before_the_configuration(small: dict[str, Any], t
     assert FastTokenizer.from_folder(tmp_path).chat_template == "mine"
 
 
+def test_a_folder_is_built_again_only_when_a_file_of_it_changed(small: dict[str, Any], tmp_path: Path) -> None:
+    def read() -> FastTokenizer:
+        return FastTokenizer.from_folder(tmp_path)
+
+    (tmp_path / "tokenizer.json").write_text(json.dumps(small))
+    seen = [read()]
+    assert read() is seen[0]
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "a"}')
+    seen.append(read())
+    (tmp_path / "chat_template.jinja").write_text("mine")
+    seen.append(read())
+    (tmp_path / "tokenizer.json").write_text(json.dumps(small | {"added_tokens": []}))
+    seen.append(read())
+    assert len({id(one) for one in seen}) == 4
+    assert [one.eos_token for one in seen] == [None, "a", "a", "a"]
+    assert [one.chat_template for one in seen] == [None, None, "mine", "mine"]
+    assert read() is seen[-1]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "error"),
     [

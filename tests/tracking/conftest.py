@@ -64,7 +64,7 @@ def truth(run_dir: Path) -> list[tuple[int, dict[str, float]]]:
     return sorted(found.items())
 
 
-def until(condition: Callable[[], Any], seconds: float = 20.0) -> None:
+def until(condition: Callable[[], Any], seconds: float = 60.0) -> None:
     """Wait until it holds."""
     end = time.monotonic() + seconds
     while not condition():

@@ -30,7 +30,7 @@ class RenderPreferences(Stage[DPOConfig]):
 
     async def run(self, inputs: Mapping[str, Path], folder: Path) -> None:
         """Render with the model's own format or the one that is asked for."""
-        spec = renderer_spec(self.config, inputs["model"])
+        spec = await in_thread(renderer_spec, self.config, inputs["model"])
         await in_thread(render, inputs["conversations"], spec, self.config.data, self.config.seed, folder)
 
 
