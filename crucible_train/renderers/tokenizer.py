@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -64,8 +64,8 @@ class FastTokenizer:
         self._known: dict[str, npt.NDArray[np.int32]] = {}
         self._adds_up = not plain_added and (definition.get("decoder") or {}).get("type") == "ByteLevel"
 
-    @classmethod
-    def from_folder(cls, folder: Path) -> Self:
+    @staticmethod
+    def from_folder(folder: Path) -> "FastTokenizer":
         """Read ``tokenizer.json`` (or ``tokenizer.json.xz``) and what stands beside it.
 
         While the files are unchanged, a process has one object for them: a large vocabulary takes seconds to build,
@@ -79,7 +79,7 @@ class FastTokenizer:
             raise ModelError(f"{folder}: no {DEFINITION_FILE}; a fast tokenizer is needed")
         template = folder / TEMPLATE_FILE
         template_text = template.read_text(encoding="utf-8") if template.is_file() else None
-        return cast("Self", _built(cls, folder, written, _read_text(folder / CONFIG_FILE), template_text))
+        return _built(folder, written, _read_text(folder / CONFIG_FILE), template_text)
 
     def to_folder(self, folder: Path) -> None:
         """Write the tokenizer so that transformers, or ``from_folder``, reads it back."""
@@ -273,16 +273,14 @@ def _may_write(control: Mapping[str, int], model: Mapping[str, Any]) -> bool:
 
 
 @lru_cache(maxsize=2)  # of a student and its teacher
-def _built(
-    kind: type[FastTokenizer], folder: Path, written: str, config_text: str | None, template: str | None
-) -> FastTokenizer:
+def _built(folder: Path, written: str, config_text: str | None, template: str | None) -> FastTokenizer:
     """The tokenizer of these texts, which were read from this folder."""
     definition = _parsed(written, folder / DEFINITION_FILE)
     config = {} if config_text is None else _parsed(config_text, folder / CONFIG_FILE)
     if template is not None:
         config["chat_template"] = template
     try:
-        return kind(definition, config, str(folder), written)
+        return FastTokenizer(definition, config, str(folder), written)
     except Exception as error:  # the Rust library raises bare Exception
         raise ModelError(f"{folder / DEFINITION_FILE}: not a tokenizer: {error}") from error
 
