@@ -107,6 +107,7 @@ def test_the_table_of_rl_steps_is_what_the_records_say() -> None:
     [
         ("dpo_speed-tiny-lora", "tokens_per_second", "trl_one_pair", r"(\d+) tokens/s in float32 against (\d+) of"),
         ("dpo_speed-small-lora", "tokens_per_second", "trl_one_pair", r"(\d+) against (\d+) on the small\s+shape"),
+        ("dpo_speed-tiny-full", "tokens_per_second", "trl_one_pair", r"two rounds: (\d+) against (\d+)"),
         ("distill_speed-tiny", "steps_per_minute", "trl", r"([\d.]+) steps a minute in float32 against ([\d.]+) of"),
     ],
 )

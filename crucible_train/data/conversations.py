@@ -152,7 +152,10 @@ def renamed(row: Row, form: Format[Any], renames: Mapping[str, str]) -> Row:
     row = kept | {ours: row[theirs] for ours, theirs in renames.items()}
     if form.columns(list(row)) is None:
         missing = next(names[0] for names in form.needs if not any(name in row for name in names))
-        raise DataError(f"column {missing!r} is missing; the row has {', '.join(row) or 'none'}")
+        ours = next(
+            (f"data.columns reads it as {ours!r}; " for ours, theirs in renames.items() if theirs == missing), ""
+        )
+        raise DataError(f"column {missing!r} is missing; {ours}the row has {', '.join(row) or 'none'}")
     return row
 
 

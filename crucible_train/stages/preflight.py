@@ -5,13 +5,16 @@ stands with its stages.
 """
 
 import os
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeGuard
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from safetensors import SafetensorError, safe_open
 
-from crucible_train import wiring
+from crucible_train import terminal, wiring
 from crucible_train.checkpoints import MANIFEST
 from crucible_train.config.redaction import hide_in_remark, hide_secrets
 from crucible_train.config.run_config import RunConfig
@@ -20,6 +23,8 @@ from crucible_train.errors import ConfigError, CrucibleError, DataError
 from crucible_train.renderers import find_renderer, list_renderers
 from crucible_train.stages.chat_format import renderer_spec
 from crucible_train.stages.prepare_model import BUILT_IN, at_hand
+
+_CONNECT_S = 2.0
 
 Problems = Iterator[str]
 Examine = Callable[[Any], Problems]
@@ -122,6 +127,22 @@ def device(config: RunConfig) -> Problems:
     if config.engine.device == "cuda":
         wiring.hardware(config.engine)
     yield from ()
+
+
+def note_silence(field: str, server_url: str, needed: str) -> None:
+    """Say where nothing takes connections at a server's address yet; what is ``needed`` of it comes later.
+
+    No error: a run whose stages are all in the cache needs no server. Behind a proxy nothing can be told.
+    """
+    address = urlsplit(server_url)
+    host, port = address.hostname or "", address.port or (443 if address.scheme == "https" else 80)
+    if address.scheme in getproxies() and not proxy_bypass(host):
+        return
+    try:
+        socket.create_connection((host, port), timeout=_CONNECT_S).close()
+    except OSError as error:
+        why = error.strerror or str(error)
+        terminal.field("note", f"{field}: nothing answers at {server_url} ({why}); it must when {needed}")
 
 
 def is_renderer(name: str) -> bool:

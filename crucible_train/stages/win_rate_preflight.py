@@ -34,6 +34,8 @@ def judge(config: JudgedConfig) -> Problems:
         yield f"win_rate.judge_renderer: {asked.judge_renderer!r} is unknown"
     elif not preflight.holds_secret(asked.judge or config.model):
         _check(config)
+    if asked.judge_url is not None:
+        preflight.note_silence("win_rate.judge_url", asked.judge_url, "answers are judged, after training")
 
 
 def _check(config: JudgedConfig) -> None:

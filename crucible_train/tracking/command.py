@@ -82,6 +82,16 @@ def _parser() -> argparse.ArgumentParser:
     _takes_wait(export)
     export.set_defaults(run=_export, ended=True)
 
+    forget = commands.add_parser(
+        "forget",
+        help="give up on a tracker that will never have a run",
+        description="Give up on a tracker, or on an export, that will never have a run: nothing more is sent there, "
+        "and status and sync speak of it no more. What it has stays there.",
+    )
+    forget.add_argument("place", type=Path, metavar="RUN", help="a run directory")
+    forget.add_argument("replica", nargs="+", metavar="NAME", help="as status calls it")
+    forget.set_defaults(run=_forget)
+
     follow = commands.add_parser("follow", help="send a run that is going on; training starts it by itself")
     follow.add_argument("place", type=Path, metavar="RUN", help="a run directory")
     follow.add_argument("replica", metavar="NAME", help="the tracker")
@@ -139,6 +149,25 @@ def _export(given: argparse.Namespace) -> int:
     run = _exportable(_from_neptune(place, given.into) if is_neptune else place)
     results = [_sent(run, exported(run, name), given) for name in names]
     return int(not all(results))
+
+
+def _forget(given: argparse.Namespace) -> int:
+    run = journal.read_run(given.place)
+    if run is None:
+        raise ConfigError(f"{given.place}: nothing is tracked there")
+    if run.phase == "training" and files.is_held(given.place):
+        raise ConfigError(f"{given.place}: it is being trained; forget its trackers when it has ended")
+    known = {replica.name: replica for replica in replicas(run)}
+    if wrong := [name for name in given.replica if name not in known]:
+        raise ConfigError(f"NAME: {wrong[0]}: the run has {', '.join(known) or 'no tracker'}")
+    if busy := [name for name in given.replica if known[name].is_at_work()]:
+        raise ConfigError(f"NAME: {busy[0]}: its follower is at work; try again when it has ended")
+    for name in given.replica:
+        if name in run.trackers:
+            run = journal.without_tracker(run, name)
+        known[name].remove()
+        terminal.field(name, "forgotten; what it has stays there")
+    return 0
 
 
 def _holds_neptune(folder: Path) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from crucible_train import journal
+from crucible_train import files, journal
 from crucible_train.cursor import Cursor, read_cursor, write_cursor
 from crucible_train.journal import FOLDER, RUN_FILE, TrackedRun, plain, replica_file
 from crucible_train.tracking.tail import EventFeed, StepFeed
@@ -66,6 +66,13 @@ class Replica:
                 return False
         except TimeoutError:
             return True
+
+    def remove(self) -> None:
+        """Take away what is kept of it here."""
+        lock = self.lock()
+        with lock:
+            for path in (self.cursor_path, self.log_path, Path(lock.lock_file)):
+                files.remove(path)
 
     def cursor(self, run: TrackedRun) -> Cursor:
         """How far it has come. One that is another run's, in a copied folder, does not count."""

@@ -201,6 +201,11 @@ def test_columns_are_renamed(prepared: Prepare) -> None:
     assert summary["format"] == "pairs"
 
 
+def test_a_column_that_is_renamed_away_is_named_with_what_took_it(prepared: Prepare) -> None:
+    with pytest.raises(DataError, match=r"'rejected' is missing; data\.columns reads it as 'chosen'; the row has"):
+        prepared(GOOD, columns={"chosen": "rejected"})
+
+
 def rendered(folder: Path, spec: RendererSpec, tmp_path: Path, **options: Any) -> tuple[Path, dict[str, Any]]:
     out = tmp_path / "rendered"
     return out, dict(render(folder, spec, PreferenceDataConfig(**options), 0, out))

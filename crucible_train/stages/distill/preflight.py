@@ -72,6 +72,8 @@ def _files(field: str, teacher: TeacherConfig) -> Problems:
     key = teacher.server.api_key_env
     if teacher.kind == "server" and key and not os.environ.get(key):
         yield f"{field}.server.api_key_env: the environment variable {key} is not set"
+    if teacher.kind == "server":
+        preflight.note_silence(f"{field}.server.base_url", teacher.server.base_url, "the student is first taught")
     if teacher.kind == "tinker":
         yield from _tinker(field)
 
