@@ -121,17 +121,6 @@ def set_phase(run_dir: Path, phase: Phase) -> None:
         _write(replace(known, phase=phase))
 
 
-def without_tracker(run: TrackedRun, tracker: str) -> TrackedRun:
-    """Write that a tracker is not to have the run after all.
-
-    Raises:
-        OSError: it could not be written.
-    """
-    left = replace(run, trackers=tuple(name for name in run.trackers if name != tracker))
-    _write(left)
-    return left
-
-
 def read_run(run_dir: Path) -> TrackedRun | None:
     """What stands in ``run.json``; None where nothing is tracked, or the file is damaged."""
     values = files.read_json(run_dir / FOLDER / RUN_FILE)

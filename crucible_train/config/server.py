@@ -2,7 +2,7 @@
 
 import re
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import AfterValidator, ConfigDict
 
@@ -18,13 +18,20 @@ def checked_url(url: str) -> str:
         ValueError: it is no address of a server, or holds credentials; the text does not repeat it.
     """
     parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    if parts.scheme not in ("http", "https") or not parts.hostname or not _has_sound_port(parts):
         raise ValueError("base_url must be the http or https address of a server, such as http://127.0.0.1:8000")
     if parts.username is not None or parts.password is not None:
         raise ValueError("base_url must not hold credentials: put the key in an environment variable")
     if parts.query or parts.fragment:
         raise ValueError("base_url must not hold a query or a fragment")
     return url.rstrip("/")
+
+
+def _has_sound_port(parts: SplitResult) -> bool:
+    try:
+        return parts.port != 0
+    except ValueError:  # no number, or none below 65536
+        return False
 
 
 def _without_version(url: str) -> str:

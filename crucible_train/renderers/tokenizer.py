@@ -79,7 +79,7 @@ class FastTokenizer:
             raise ModelError(f"{folder}: no {DEFINITION_FILE}; a fast tokenizer is needed")
         template = folder / TEMPLATE_FILE
         template_text = template.read_text(encoding="utf-8") if template.is_file() else None
-        return _built(folder, written, _read_text(folder / CONFIG_FILE), template_text)
+        return _built(folder.resolve(), written, _read_text(folder / CONFIG_FILE), template_text)
 
     def to_folder(self, folder: Path) -> None:
         """Write the tokenizer so that transformers, or ``from_folder``, reads it back."""
@@ -272,7 +272,7 @@ def _may_write(control: Mapping[str, int], model: Mapping[str, Any]) -> bool:
     return any(name in made or len(name) == 1 for name in own)
 
 
-@lru_cache(maxsize=2)  # of a student and its teacher
+@lru_cache(maxsize=4)  # of a student, its teacher, a judge
 def _built(folder: Path, written: str, config_text: str | None, template: str | None) -> FastTokenizer:
     """The tokenizer of these texts, which were read from this folder."""
     definition = _parsed(written, folder / DEFINITION_FILE)

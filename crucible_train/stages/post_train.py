@@ -11,6 +11,7 @@ from crucible_train.config.redaction import redacted
 from crucible_train.errors import ConfigError
 from crucible_train.evaluation.comparison import compare
 from crucible_train.recipes.post_train import SHARED, PostTrainConfig, chained
+from crucible_train.stages import preflight
 from crucible_train.stages.layout import EVALUATION, RESULTS, SUMMARY
 from crucible_train.stages.run_directory import CONFIG, RECORD, tell_changes
 from crucible_train.types import ArtifactRef
@@ -30,16 +31,25 @@ def check(config: PostTrainConfig) -> None:
         ConfigError: something is wrong; all that is wrong is reported together, each by its section.
     """
     problems: list[str] = []
+    notes: list[str] = []
     for number, stage in enumerate(config.stages, 1):
         method = "sft" if stage == "evaluate" else stage
+        noted: list[str] = []
         try:
-            pkgutil.resolve_name(_CHECKS[method])(chained(config, method, number, config.model))
+            pkgutil.resolve_name(_CHECKS[method])(chained(config, method, number, config.model), noted.append)
         except ConfigError as error:
-            for problem in error.problems:
-                line = problem if problem.partition(":")[0].partition(".")[0] in SHARED else f"{method}.{problem}"
-                problems += [line] if line not in problems else []
+            problems += [_of_section(method, problem) for problem in error.problems]
+        if stage != "evaluate":  # which asks nobody
+            notes += [_of_section(method, note) for note in noted]
+    for note in dict.fromkeys(notes):
+        preflight.tell(note)
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError(list(dict.fromkeys(problems)))
+
+
+def _of_section(method: str, line: str) -> str:
+    """A line about a field, with the section that holds the field in a chain."""
+    return line if line.partition(":")[0].partition(".")[0] in SHARED else f"{method}.{line}"
 
 
 def report(before: Path, after: Path, seed: int) -> list[dict[str, Any]]:

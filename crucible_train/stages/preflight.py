@@ -6,11 +6,11 @@ stands with its stages.
 
 import os
 import socket
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeGuard
 from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 from safetensors import SafetensorError, safe_open
 
@@ -26,18 +26,31 @@ from crucible_train.stages.prepare_model import BUILT_IN, at_hand
 
 _CONNECT_S = 2.0
 
+
+class Note(str):
+    """What a check found that stops nothing, but that the user should know."""
+
+
 Problems = Iterator[str]
 Examine = Callable[[Any], Problems]
 
 
-def check_all(config: RunConfig, checks: Sequence[Examine]) -> None:
-    """Look at everything.
+def tell(note: str) -> None:
+    """Print a note."""
+    terminal.field("note", note)
+
+
+def check_all(config: RunConfig, checks: Sequence[Examine], tell: Callable[[str], None]) -> None:
+    """Look at everything, and ``tell`` each note.
 
     Raises:
         ConfigError: something is wrong; all that is wrong is reported together.
     """
-    problems = [problem for examine in checks for problem in _found(examine, config)]
-    if problems:
+    found = [one for examine in checks for one in _found(examine, config)]
+    for one in found:
+        if isinstance(one, Note):
+            tell(one)
+    if problems := [one for one in found if not isinstance(one, Note)]:
         raise ConfigError(problems)
 
 
@@ -129,20 +142,28 @@ def device(config: RunConfig) -> Problems:
     yield from ()
 
 
-def note_silence(field: str, server_url: str, needed: str) -> None:
-    """Say where nothing takes connections at a server's address yet; what is ``needed`` of it comes later.
+def silence(field: str, server_url: str, needed: str) -> Problems:
+    """A note where nothing takes connections at a server's address; what it is ``needed`` for comes later.
 
-    No error: a run whose stages are all in the cache needs no server. Behind a proxy nothing can be told.
+    No error: a run whose stages are all in the cache needs no server.
     """
     address = urlsplit(server_url)
-    host, port = address.hostname or "", address.port or (443 if address.scheme == "https" else 80)
-    if address.scheme in getproxies() and not proxy_bypass(host):
-        return
-    try:
-        socket.create_connection((host, port), timeout=_CONNECT_S).close()
-    except OSError as error:
-        why = error.strerror or str(error)
-        terminal.field("note", f"{field}: nothing answers at {server_url} ({why}); it must when {needed}")
+    place = address.hostname or "", address.port or (443 if address.scheme == "https" else 80)
+    answers: list[str] = []
+
+    def connect() -> None:
+        try:
+            socket.create_connection(place, timeout=_CONNECT_S).close()
+            answers.append("")
+        except (OSError, UnicodeError) as error:  # UnicodeError: no name that can be looked up
+            answers.append(getattr(error, "strerror", None) or str(error))
+
+    connecting = threading.Thread(target=connect, daemon=True)  # looking up a name has no limit of its own
+    connecting.start()
+    connecting.join(_CONNECT_S)
+    why = answers[0] if answers else f"not within {_CONNECT_S:g} s"
+    if why:
+        yield Note(f"{field}: nothing answers at {hide_secrets(server_url)} ({why}); it must when {needed}")
 
 
 def is_renderer(name: str) -> bool:

@@ -1,6 +1,6 @@
 """What can be found wrong with a configuration of supervised fine-tuning before anything is run."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from crucible_train.data.comparisons import SUPERVISED
 from crucible_train.evaluation.scorers import SCORERS
@@ -16,13 +16,13 @@ HELD_OUT_METRICS = ("eval/bits_per_byte", "eval/nll", "eval/perplexity")
 Problems = Iterator[str]
 
 
-def check(config: SFTConfig) -> None:
-    """Look at everything that can be looked at cheaply.
+def check(config: SFTConfig, tell: Callable[[str], None] = preflight.tell) -> None:
+    """Look at everything that can be looked at cheaply; notes go to ``tell``.
 
     Raises:
         ConfigError: something is wrong; all that is wrong is reported together.
     """
-    preflight.check_all(config, _CHECKS)
+    preflight.check_all(config, _CHECKS, tell)
 
 
 def _names(config: SFTConfig) -> Problems:

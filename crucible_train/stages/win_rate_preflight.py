@@ -35,7 +35,7 @@ def judge(config: JudgedConfig) -> Problems:
     elif not preflight.holds_secret(asked.judge or config.model):
         _check(config)
     if asked.judge_url is not None:
-        preflight.note_silence("win_rate.judge_url", asked.judge_url, "answers are judged, after training")
+        yield from preflight.silence("win_rate.judge_url", asked.judge_url, "answers are judged, after training")
 
 
 def _check(config: JudgedConfig) -> None:

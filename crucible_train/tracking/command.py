@@ -84,8 +84,8 @@ def _parser() -> argparse.ArgumentParser:
 
     forget = commands.add_parser(
         "forget",
-        help="give up on a tracker that will never have a run",
-        description="Give up on a tracker, or on an export, that will never have a run: nothing more is sent there, "
+        help="give up on an export that will never arrive",
+        description="Give up on an export, or on a tracker that report_to no longer names: nothing more is sent there, "
         "and status and sync speak of it no more. What it has stays there.",
     )
     forget.add_argument("place", type=Path, metavar="RUN", help="a run directory")
@@ -155,17 +155,15 @@ def _forget(given: argparse.Namespace) -> int:
     run = journal.read_run(given.place)
     if run is None:
         raise ConfigError(f"{given.place}: nothing is tracked there")
-    if run.phase == "training" and files.is_held(given.place):
-        raise ConfigError(f"{given.place}: it is being trained; forget its trackers when it has ended")
     known = {replica.name: replica for replica in replicas(run)}
     if wrong := [name for name in given.replica if name not in known]:
         raise ConfigError(f"NAME: {wrong[0]}: the run has {', '.join(known) or 'no tracker'}")
-    if busy := [name for name in given.replica if known[name].is_at_work()]:
-        raise ConfigError(f"NAME: {busy[0]}: its follower is at work; try again when it has ended")
-    for name in given.replica:
-        if name in run.trackers:
-            run = journal.without_tracker(run, name)
-        known[name].remove()
+    if own := [name for name in given.replica if name in run.trackers]:
+        again = "ask for the run again with a report_to without it, and then forget it"
+        raise ConfigError(f"NAME: {own[0]} is a tracker of the run's own: {again}")
+    for name in dict.fromkeys(given.replica):
+        if not known[name].remove():
+            raise ConfigError(f"NAME: {name}: its follower is at work; try again when it has ended")
         terminal.field(name, "forgotten; what it has stays there")
     return 0
 
@@ -221,6 +219,8 @@ def _followed(replica: Replica, given: argparse.Namespace) -> int:
             time.sleep(_LOOK_EVERY_S)
     with lock:
         run = journal.read_run(replica.run_dir)
+        if run is not None and replica.name not in [one.name for one in replicas(run)]:
+            return 0  # forgotten meanwhile
         left = replica.left(run) if run is not None else None
         if given.parent is None and left is not None and not left.is_behind and not (given.ended and left.num_held):
             return 0  # another process was at it

@@ -1,6 +1,7 @@
 """A server that is needed later and does not answer yet is a note before the run, not an error."""
 
 import socket
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,14 @@ from typing import Any
 import pytest
 
 from crucible_train.config.command import parse_command
+from crucible_train.errors import ConfigError
 from crucible_train.recipes.distill import DistillConfig
 from crucible_train.recipes.dpo import DPOConfig
+from crucible_train.recipes.post_train import PostTrainConfig
+from crucible_train.stages import preflight
 from crucible_train.stages.distill.preflight import check as check_distill
 from crucible_train.stages.dpo.preflight import check as check_dpo
+from crucible_train.stages.post_train import check as check_chain
 
 
 def _noted(check: Callable[[Any], None], kind: Any, capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -61,10 +66,43 @@ def test_silence_is_noted_until_somebody_listens(
         assert field not in _noted(check, kind, capsys, *given)
 
 
-def test_behind_a_proxy_nothing_is_told(
+@pytest.mark.parametrize("host", ["judge..local", "x" * 64 + ".local"])
+def test_a_name_that_cannot_be_looked_up_is_noted(
+    host: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ("teacher.kind=server", f"teacher.server.base_url=http://{host}", "lesson.objective=reverse_kl")
+    assert "nothing answers at" in _noted(check_distill, DistillConfig, capsys, f"model={tiny_model}", *words)
+
+
+@pytest.mark.parametrize("port", ["PORT", "99999", "0", "-1"])
+def test_an_address_without_a_sound_port_is_refused(port: str) -> None:
+    words = ["teacher.kind=server", f"teacher.server.base_url=http://127.0.0.1:{port}"]
+    with pytest.raises(ConfigError, match=r"teacher\.server\.base_url.*http or https address"):
+        parse_command(DistillConfig, words, "x")
+
+
+def test_a_name_server_that_never_answers_holds_nothing_up(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
-    words = ("teacher.kind=server", "teacher.server.base_url=http://127.0.0.1:9", "lesson.objective=reverse_kl")
-    assert "nothing answers" not in _noted(check_distill, DistillConfig, capsys, f"model={tiny_model}", *words)
+    monkeypatch.setattr(preflight, "_CONNECT_S", 0.2)
+    may_answer = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_: may_answer.wait(60) and [])
+    words = ("teacher.kind=server", "teacher.server.base_url=http://teacher", "lesson.objective=reverse_kl")
+    try:
+        said = _noted(check_distill, DistillConfig, capsys, f"model={tiny_model}", *words)
+    finally:
+        may_answer.set()
+    assert "nothing answers at http://teacher (not within 0.2 s)" in said
+
+
+def test_a_chain_names_the_section_and_tells_each_note_once(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rate = ("win_rate.num_prompts=4", f"win_rate.judge={tiny_model}", "win_rate.judge_url=http://judge..local")
+    words = [f"{method}.{word}" for method in ("sft", "dpo") for word in rate]
+    said = _noted(check_chain, PostTrainConfig, capsys, f"model={tiny_model}", "stages=[dpo,evaluate,dpo]", *words)
+    assert said.count("nothing answers") == 1
+    assert "note dpo.win_rate.judge_url: nothing answers" in said

@@ -1,7 +1,7 @@
 """What can be found wrong with a configuration of distillation before anything is run."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from crucible_train import wiring
@@ -28,13 +28,13 @@ STEP_METRICS = (
 Problems = Iterator[str]
 
 
-def check(config: DistillConfig) -> None:
-    """Look at everything that can be looked at cheaply.
+def check(config: DistillConfig, tell: Callable[[str], None] = preflight.tell) -> None:
+    """Look at everything that can be looked at cheaply; notes go to ``tell``.
 
     Raises:
         ConfigError: something is wrong; all that is wrong is reported together.
     """
-    preflight.check_all(config, _CHECKS)
+    preflight.check_all(config, _CHECKS, tell)
 
 
 def _secrets(config: DistillConfig) -> Problems:
@@ -58,7 +58,8 @@ def _teachers(config: DistillConfig) -> Problems:
     for field, teacher in config.teacher_configs.items():
         found = list(_files(field, teacher))
         yield from found
-        if not found and not any(preflight.holds_secret(one) for one in (teacher.model, config.model)):
+        is_sound = all(isinstance(one, preflight.Note) for one in found)
+        if is_sound and not any(preflight.holds_secret(one) for one in (teacher.model, config.model)):
             _check_fit(config, field, teacher)
 
 
@@ -73,7 +74,7 @@ def _files(field: str, teacher: TeacherConfig) -> Problems:
     if teacher.kind == "server" and key and not os.environ.get(key):
         yield f"{field}.server.api_key_env: the environment variable {key} is not set"
     if teacher.kind == "server":
-        preflight.note_silence(f"{field}.server.base_url", teacher.server.base_url, "the student is first taught")
+        yield from preflight.silence(f"{field}.server.base_url", teacher.server.base_url, "the student is first taught")
     if teacher.kind == "tinker":
         yield from _tinker(field)
 

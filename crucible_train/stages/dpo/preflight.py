@@ -1,6 +1,6 @@
 """What can be found wrong with a configuration of learning from preferences before anything is run."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from crucible_train.data.preferences import PREFERENCES
 from crucible_train.preference.measuring import FIGURES
@@ -22,13 +22,13 @@ HELD_OUT_METRICS = tuple(f"eval/{name}" for name in ("loss", *FIGURES))
 Problems = Iterator[str]
 
 
-def check(config: DPOConfig) -> None:
-    """Look at everything that can be looked at cheaply.
+def check(config: DPOConfig, tell: Callable[[str], None] = preflight.tell) -> None:
+    """Look at everything that can be looked at cheaply; notes go to ``tell``.
 
     Raises:
         ConfigError: something is wrong; all that is wrong is reported together.
     """
-    preflight.check_all(config, _CHECKS)
+    preflight.check_all(config, _CHECKS, tell)
 
 
 def _secrets(config: DPOConfig) -> Problems:

@@ -21,13 +21,13 @@ STEP_METRICS = (
 Problems = Iterator[str]
 
 
-def check(config: RLConfig) -> None:
-    """Look at everything that can be looked at cheaply.
+def check(config: RLConfig, tell: Callable[[str], None] = preflight.tell) -> None:
+    """Look at everything that can be looked at cheaply; notes go to ``tell``.
 
     Raises:
         ConfigError: something is wrong; all that is wrong is reported together.
     """
-    preflight.check_all(config, _CHECKS)
+    preflight.check_all(config, _CHECKS, tell)
 
 
 def addresses(config: RLConfig | DistillConfig) -> dict[str, object]:
