@@ -17,7 +17,7 @@ SCHEMA = Path(__file__).with_name("prefect_schema.sql")
 _FLOW_RUN = re.compile(r"/api/flow_runs/[0-9a-f-]{36}")
 _UNFINISHED = {"PENDING", "RUNNING", "CANCELLING"}
 _LOOK_EVERY_S = 0.2
-_LAST_WORDS_S = 0.8
+_LAST_WORDS_S = 3.0
 
 
 class Server:

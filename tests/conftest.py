@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import tempfile
+import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +22,11 @@ os.nice(19)
 for _name in ("PREFECT_API_URL", "PREFECT_API_KEY", "PREFECT_PROFILE", "HF_HOME", "XDG_CACHE_HOME"):
     os.environ.pop(_name, None)
 
-import pytest  # noqa: E402 - what it loads must see that environment
+import hypothesis  # noqa: E402 - what it loads must see that environment
+import pytest  # noqa: E402
+
+hypothesis.settings.register_profile("suite", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("suite")
 
 ROOT = Path(__file__).parents[1]
 _LOOPBACK = ("127.", "::1", "localhost", "0.0.0.0")
@@ -97,14 +102,24 @@ def s3_server() -> Iterator[str]:
     """The address of a real S3 server on this machine."""
     import logging
 
+    from moto.s3.responses import S3Response
     from moto.server import ThreadedMotoServer
 
+    put, one_at_a_time = S3Response.put_object, threading.Lock()
+
+    def put_alone(*args: Any, **options: Any) -> Any:
+        """S3 keeps ``If-None-Match`` among requests at once; moto looks first and puts then."""
+        with one_at_a_time:
+            return put(*args, **options)
+
+    S3Response.put_object = put_alone
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
     yield f"http://{host}:{port}"
     server.stop()
+    S3Response.put_object = put
 
 
 @pytest.fixture

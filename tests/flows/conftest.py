@@ -113,7 +113,7 @@ class Running:
     def end(self) -> Ended:
         """Wait for the end."""
         try:
-            out, err = self.process.communicate(timeout=120)
+            out, err = self.process.communicate(timeout=600)
         except subprocess.TimeoutExpired:
             self.process.kill()
             raise
@@ -294,7 +294,7 @@ async def _task_runs(flow_run_id: Any) -> list[tuple[str, str]]:
     from prefect.client.schemas.sorting import TaskRunSort
 
     async with get_client() as client:
-        for _ in range(100):
+        for _ in range(600):
             found = await client.read_task_runs(
                 flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id])),
                 sort=TaskRunSort.EXPECTED_START_TIME_ASC,

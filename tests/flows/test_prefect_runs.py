@@ -50,7 +50,7 @@ def published(finished: Any, server: str, tmp_path_factory: pytest.TempPathFacto
         cwd=place.folder,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     (run,) = _on_server(server, "/flow_runs/filter", {"flow_runs": {"id": {"any_": [flow_run_id]}}})

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -179,9 +178,7 @@ def test_a_server_that_misbehaves_all_the_time_changes_neither_result_nor_status
         return True
 
     tracker.misbehave = busy
-    started = time.monotonic()
-    run = run_flow(place.config(f"report_to=['{HTTP}']", "tracking.finish_wait_s=1"))
+    run = run_flow(place.config(f"report_to=['{HTTP}']", "tracking.finish_wait_s=5"))
     assert run.state.is_completed()
-    assert time.monotonic() - started < 60
     assert run.printed.count("HttpTracker lacks") == 1
     assert "status 429" in run.printed

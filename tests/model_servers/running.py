@@ -14,6 +14,7 @@ def running(app: Any) -> Iterator[str]:
     """The address it answers at, until the block ends."""
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
+    listener.listen()  # a request that comes before the server waits for it
     config = uvicorn.Config(app, log_level="critical", lifespan="off", timeout_graceful_shutdown=1, ws="none")
     server = uvicorn.Server(config)
     server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]

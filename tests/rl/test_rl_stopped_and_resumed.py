@@ -343,7 +343,7 @@ def test_killed_it_goes_on_from_the_newest_checkpoint(trial: Any, toy_model: Pat
         env=os.environ | {"PYTHONPATH": root},
         stderr=subprocess.DEVNULL,
     )
-    while process.poll() is None and not (run_dir / "checkpoints" / "step-00000003").is_dir():
+    while process.poll() is None and not (run_dir / "checkpoints" / "step-00000001").is_dir():
         time.sleep(0.001)
     process.kill()
     assert process.wait() == -signal.SIGKILL

@@ -170,7 +170,7 @@ def test_time_that_runs_out_leaves_what_was_earned():
             await asyncio.Event().wait()
 
     env = Counting()
-    trajectory = play(env, Client(hook=never), timeout_s=0.02)
+    trajectory = play(env, Client(hook=never), timeout_s=0.5)
     assert trajectory.reason is StopReason.TIMEOUT
     assert (trajectory.reward, len(trajectory.transitions), env.num_closed) == (1.0, 1, 1)
     assert trajectory.error is None
@@ -183,7 +183,7 @@ def test_an_environment_that_takes_too_long_is_out_of_time(moment):
             await asyncio.Event().wait()
 
     env = Counting(hook=never)
-    trajectory = play(env, Client(), timeout_s=0.02)
+    trajectory = play(env, Client(), timeout_s=0.5)
     assert trajectory.reason is StopReason.TIMEOUT
     assert [t.reward for t in trajectory.transitions] == ([0.0] if moment == "step" else [])
     assert env.num_closed == 1

@@ -9,6 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -248,8 +249,11 @@ def test_a_killed_harness_takes_its_programs_along(namespaces: str, tmp_path: Pa
 
 def _sleeping(folder: Path) -> bool:
     """Whether a program in the folder has started: its launcher is confined, so the program's own sleep it is."""
-    calls = (Path(f"/proc/{pid}/wchan") for pid in _inside(folder))
-    return any("nanosleep" in call.read_text() for call in calls)
+    for pid in _inside(folder):
+        with suppress(OSError):  # it has ended since
+            if "nanosleep" in Path(f"/proc/{pid}/wchan").read_text():
+                return True
+    return False
 
 
 def test_a_detail_cannot_steer_a_terminal() -> None:

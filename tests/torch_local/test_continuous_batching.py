@@ -25,18 +25,19 @@ def prompt(*parts: Any) -> ModelInput:
 
 
 class Gate:
-    """Holds the engine before a given step of its writing, and notes how many rows each step had."""
+    """Holds the engine before given steps of its writing, and notes how many rows each step had."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *numbers: int) -> None:
         self.num_rows: list[int] = []
-        self._reached, self._open = threading.Event(), threading.Event()
+        self._closed = {number: threading.Event() for number in numbers}
+        self._reached = threading.Event()
         step = Sampler._step
 
         def watched(own: Sampler) -> None:
             self.num_rows.append(len(own._rows))
-            if len(self.num_rows) == number:
+            if (is_open := self._closed.get(len(self.num_rows))) is not None:
                 self._reached.set()
-                assert self._open.wait(20)
+                assert is_open.wait(20)
             step(own)
 
         monkeypatch.setattr(Sampler, "_step", watched)
@@ -45,12 +46,13 @@ class Gate:
         assert await asyncio.to_thread(self._reached.wait, 20)
 
     def open(self) -> None:
-        self._open.set()
+        """The first of those that are closed."""
+        next(event for event in self._closed.values() if not event.is_set()).set()
 
 
 def test_a_request_joins_what_is_being_written(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     backend = engine()
-    gate = Gate(monkeypatch, 3)
+    gate = Gate(monkeypatch, 3, 5)
 
     async def act() -> Any:
         first = asyncio.create_task(backend.sample(prompt(IDS[:30]), 2, GREEDY))
@@ -61,6 +63,7 @@ def test_a_request_joins_what_is_being_written(engine: Engine, monkeypatch: pyte
         gate.open()
         assert len(await scored) == 10
         assert not second.done()
+        gate.open()
         return await first, await second
 
     first, second = asyncio.run(act())

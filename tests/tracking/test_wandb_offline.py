@@ -37,6 +37,7 @@ def test_settings_sent_before_the_first_step_are_sent_again_when_the_follower_wa
     run.finish()
     set_phase(run.dir, "done")
     until(lambda: cursor(run.dir, "wandb")["state"] == "done", 60)
+    until(lambda: not followers(run.dir))  # the library writes the rest of its file after that
     (file,) = run.dir.parent.glob("wandb/offline-run-*/run-*.wandb")
     found = settings_of(file)
     assert (found["optim.lr"], found["seed"]) == (0.5, 7)

@@ -116,13 +116,16 @@ def mlflow_server(tmp_path_factory, migrated_database) -> Iterator[str]:
         env = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"}
         server = subprocess.Popen([*command, "--workers", "1"], stdout=log, stderr=log, env=env, start_new_session=True)
     address = f"http://127.0.0.1:{port}"
-    for _ in range(600):
+    end = time.monotonic() + 300
+    while True:
         try:
             if httpx.get(f"{address}/health").status_code == 200:
                 break
         except httpx.TransportError:
-            assert server.poll() is None, (folder / "log").read_text()
-            time.sleep(0.1)
+            pass
+        is_coming = server.poll() is None and time.monotonic() < end
+        assert is_coming, (folder / "log").read_text()
+        time.sleep(0.1)
     yield address
     os.killpg(server.pid, 15)
     server.wait(30)

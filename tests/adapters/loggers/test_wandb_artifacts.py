@@ -9,6 +9,7 @@ from crucible_train.adapters.loggers import wandb_artifacts
 from crucible_train.adapters.loggers.wandb_runs import WandbLogger
 from crucible_train.ports import LoggedArtifact, LoggerUnavailable
 from tests.adapters.loggers.conftest import sync_offline
+from tests.adapters.loggers.wandb_stub import impatient
 from tests.tracking.test_local_files import PICTURE
 
 ROWS = LoggedArtifact(
@@ -115,12 +116,11 @@ def test_offline_everything_arrives_with_sync_and_inputs_in_the_config(service, 
 
 
 @pytest.mark.parametrize("what", ["CreateArtifact", "upload"])
-def test_an_artifact_that_is_not_taken_in_time_is_sent_again(what, service, run_info, tmp_path, monkeypatch):
-    monkeypatch.setattr("crucible_train.adapters.loggers.wandb_runs._FINISH_TIMEOUT_S", 1.0)
+def test_an_artifact_that_is_not_taken_in_time_is_sent_again(what, service, run_info, tmp_path):
     logger = WandbLogger()
     logger.start(run_info())
     service.refuse[what] = (503, "")
-    with pytest.raises(LoggerUnavailable, match="W&B"):
+    with impatient(), pytest.raises(LoggerUnavailable, match="W&B"):
         logger.log_artifact(adapter(tmp_path))
     service.refuse.clear()
     again = WandbLogger()

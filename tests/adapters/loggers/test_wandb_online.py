@@ -17,7 +17,7 @@ from crucible_train.ports import LoggedArtifact, LoggerUnavailable
 from crucible_train.ports.metrics_logger import SLOWEST_BYTES_A_SECOND
 from crucible_train.tracking.command import main
 from tests.adapters.loggers.conftest import sync_offline
-from tests.adapters.loggers.wandb_stub import StoredRun
+from tests.adapters.loggers.wandb_stub import StoredRun, impatient
 from tests.conftest import ROOT
 
 
@@ -101,8 +101,7 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert len(service.runs[run.tracker_id].lines) == 6
 
 
-def test_a_service_that_stops_taking_steps_is_unavailable_and_gets_them_when_it_is_back(service, run_info, monkeypatch):
-    monkeypatch.setattr("crucible_train.adapters.loggers.wandb_runs._FINISH_TIMEOUT_S", 1.0)
+def test_a_service_that_stops_taking_steps_is_unavailable_and_gets_them_when_it_is_back(service, run_info):
     run = run_info()
     logger = WandbLogger()
     logger.start(run)
@@ -110,7 +109,7 @@ def test_a_service_that_stops_taking_steps_is_unavailable_and_gets_them_when_it_
     logger.flush()
     service.refuse["file_stream"] = (503, "")
     log(logger, range(3, 5))
-    with pytest.raises(LoggerUnavailable, match="W&B"):
+    with impatient(), pytest.raises(LoggerUnavailable, match="W&B"):
         logger.flush()
     service.refuse.clear()
     logger.flush()
@@ -200,15 +199,13 @@ def test_a_wish_to_be_asked_later_is_honoured_by_the_library_itself(service, run
 
 
 @pytest.mark.parametrize("what", ["graphql", "file_stream"])
-def test_a_wish_that_is_longer_than_a_call_may_take_is_told_to_whoever_asks_again(what, service, run_info, monkeypatch):
-    monkeypatch.setattr("crucible_train.adapters.loggers.wandb_runs._INIT_TIMEOUT_S", 1.0)
-    monkeypatch.setattr("crucible_train.adapters.loggers.wandb_runs._FINISH_TIMEOUT_S", 1.0)
+def test_a_wish_that_is_longer_than_a_call_may_take_is_told_to_whoever_asks_again(what, service, run_info):
     logger = WandbLogger()
     if what == "file_stream":
         logger.start(run_info())
         log(logger, range(1, 3))
     service.refuse[what] = (429, "90")
-    with pytest.raises(LoggerUnavailable, match="W&B") as caught:
+    with impatient(), pytest.raises(LoggerUnavailable, match="W&B") as caught:
         logger.start(run_info()) if what == "graphql" else logger.flush()
     assert caught.value.retry_after_s == 90
     service.refuse.clear()

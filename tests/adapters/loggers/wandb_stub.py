@@ -5,13 +5,26 @@ import json
 import re
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote
 
+import pytest
+
 from tests.adapters.loggers.wandb_artifact_store import ArtifactStore
 
 _OPERATION = re.compile(r"\b(?:query|mutation)\s+(\w+)")
+
+
+@contextmanager
+def impatient() -> Iterator[None]:
+    """Nothing that is asked of the service is waited for longer than a second."""
+    with pytest.MonkeyPatch.context() as patch:
+        for limit in ("_INIT_TIMEOUT_S", "_FINISH_TIMEOUT_S"):
+            patch.setattr(f"crucible_train.adapters.loggers.wandb_runs.{limit}", 1.0)
+        yield
 
 
 @dataclass
@@ -191,9 +204,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def is_refused(self, what: str) -> bool:
         """Whether a request is not taken, and so is answered already."""
-        self.server.requested.append((time.monotonic(), what))
         kind = what if what in ("file_stream", "upload") else "graphql"
         refused = self.server.refuse.get(what) or self.server.refuse.get(kind)
+        self.server.requested.append((time.monotonic(), what))  # last: whoever sees it may change what is refused
         if refused is None:
             return False
         status, retry_after = refused
