@@ -7,7 +7,6 @@ import pkgutil
 import shutil
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -63,7 +62,6 @@ class Ended:
     status: int
     out: str
     err: str
-    seconds: float
 
 
 class Running:
@@ -72,7 +70,6 @@ class Running:
     def __init__(
         self, folder: Path, words: tuple[str, ...], environment: dict[str, str], module: str = "flows.sft"
     ) -> None:
-        self._started = time.monotonic()
         self.process = subprocess.Popen(
             [sys.executable, "-m", module, *words],
             cwd=folder,
@@ -117,7 +114,7 @@ class Running:
         except subprocess.TimeoutExpired:
             self.process.kill()
             raise
-        return Ended(self.process.returncode, self._seen + out, err, time.monotonic() - self._started)
+        return Ended(self.process.returncode, self._seen + out, err)
 
 
 def _words(model: Path, rows: Path) -> tuple[str, ...]:
@@ -252,7 +249,6 @@ class FlowRun:
     state: Any
     id: Any
     printed: str
-    seconds: float
     tasks: list[tuple[str, str]]
 
 
@@ -273,11 +269,9 @@ def run_flow(
         terminal._console = None  # standard output is another in every test
         (entry,) = (one.entry for one in programs if isinstance(config, pkgutil.resolve_name(one.config_type)))
         flow = pkgutil.resolve_name(entry)
-        started = time.monotonic()
         state = asyncio.run(_state(flow, config))
-        seconds = time.monotonic() - started
         flow_run_id = state.state_details.flow_run_id
-        return FlowRun(state, flow_run_id, capsys.readouterr().out, seconds, asyncio.run(_task_runs(flow_run_id)))
+        return FlowRun(state, flow_run_id, capsys.readouterr().out, asyncio.run(_task_runs(flow_run_id)))
 
     with temporary_settings({PREFECT_API_URL: server}):
         yield run
