@@ -25,7 +25,10 @@ for _name in ("PREFECT_API_URL", "PREFECT_API_KEY", "PREFECT_PROFILE", "HF_HOME"
 import hypothesis  # noqa: E402 - what it loads must see that environment
 import pytest  # noqa: E402
 
-hypothesis.settings.register_profile("suite", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+# The same examples every time, however slow the machine: `--hypothesis-profile=default` looks for others.
+hypothesis.settings.register_profile(
+    "suite", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.load_profile("suite")
 
 ROOT = Path(__file__).parents[1]
