@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from crucible_train import files, journal
 from crucible_train.cursor import Cursor, read_cursor, write_cursor
@@ -71,13 +71,12 @@ class Replica:
         """Take away what is kept of it here, unless a process is sending it now; whether that was done."""
         lock = self.lock()
         try:
-            lock.acquire(blocking=False)
-        except Timeout:
+            with lock.acquire(blocking=False):
+                for path in (self.cursor_path, self.log_path, Path(lock.lock_file)):
+                    files.remove(path)
+                return True
+        except TimeoutError:
             return False
-        with lock:
-            for path in (self.cursor_path, self.log_path, Path(lock.lock_file)):
-                files.remove(path)
-        return True
 
     def cursor(self, run: TrackedRun) -> Cursor:
         """How far it has come. One that is another run's, in a copied folder, does not count."""

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from crucible_train import journal, wiring
-from crucible_train.journal import read_run, set_phase
+from crucible_train.journal import plain, read_run, set_phase
 from crucible_train.ports import Opened
 from crucible_train.tracking.backoff import FIRST_S, LONGEST_S, Backoff
 from crucible_train.tracking.command import give_way, main
@@ -27,6 +27,16 @@ from tests.tracking.test_following import followers
 def finish(run) -> None:
     run.finish()
     set_phase(run.dir, "done")
+
+
+def sent(make_run, tracker, last_step):
+    """A finished run that its only tracker has whole."""
+    run = make_run((tracker,))
+    run.start()
+    run.steps(0, last_step)
+    finish(run)
+    until(lambda: cursor(run.dir, plain(tracker))["state"] == "done")
+    return run
 
 
 def test_a_server_that_is_absent_at_the_start_gets_everything_when_it_comes(make_run, tracker):
@@ -341,11 +351,7 @@ def test_waits_double_with_jitter_up_to_a_minute_and_never_undercut_a_wish():
 
 
 def test_an_export_is_a_new_run_each_time_and_the_tracked_one_stays(make_run, tracker, capsys):
-    run = make_run(("csv",))
-    run.start()
-    run.steps(0, 12)
-    finish(run)
-    until(lambda: cursor(run.dir, "csv")["state"] == "done")
+    run = sent(make_run, "csv", 12)
     for _ in range(2):
         assert main(["export", str(run.dir), "--to", HTTP]) == 0
     assert len(tracker.steps) == 2

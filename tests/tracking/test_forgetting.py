@@ -4,16 +4,12 @@ from crucible_train import journal
 from crucible_train.journal import read_run
 from crucible_train.tracking.command import main
 from crucible_train.tracking.replica import Replica, replicas
-from tests.tracking.conftest import HTTP, cursor, truth, until
-from tests.tracking.test_faults import finish
+from tests.tracking.conftest import HTTP, truth, until
+from tests.tracking.test_faults import sent
 
 
 def test_an_export_that_will_never_arrive_is_forgotten(make_run, tracker, capsys):
-    run = make_run(("csv",))
-    run.start()
-    run.steps(0, 3)
-    finish(run)
-    until(lambda: cursor(run.dir, "csv")["state"] == "done")
+    run = sent(make_run, "csv", 3)
     tracker.stop()
     assert main(["export", str(run.dir), "--to", HTTP, "--wait-s", "0.5"]) == 1
     assert main(["status", str(run.dir)]) == 1
@@ -31,22 +27,14 @@ def test_an_export_that_will_never_arrive_is_forgotten(make_run, tracker, capsys
 
 
 def test_a_follower_of_what_was_forgotten_sends_nothing(make_run, tracker):
-    run = make_run(("csv",))
-    run.start()
-    run.steps(0, 3)
-    finish(run)
-    until(lambda: cursor(run.dir, "csv")["state"] == "done")
+    run = sent(make_run, "csv", 3)
     assert main(["follow", str(run.dir), "forgotten-0123"]) == 0
     assert [one.name for one in replicas(read_run(run.dir))] == ["csv"]
     assert tracker.steps == {}
 
 
 def test_a_tracker_of_the_runs_own_is_forgotten_when_the_run_is_told_without_it(make_run, tracker, capsys):
-    run = make_run((HTTP,))
-    run.start()
-    run.steps(0, 3)
-    finish(run)
-    until(lambda: cursor(run.dir)["state"] == "done")
+    run = sent(make_run, HTTP, 3)
     assert main(["forget", str(run.dir), HTTP]) == 2
     assert "ask for the run again with a report_to without it" in capsys.readouterr().err
     known = read_run(run.dir)

@@ -1,6 +1,7 @@
 """What a tracker does not take: tried again, left out for its own fault only, named, and sent by the next sync."""
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -99,9 +100,11 @@ def test_a_file_that_cannot_be_read_is_left_out_at_once_and_the_rest_arrives(mak
         kept.mkdir()
     run.steps(0, 5)
     finish(run)
+    started = time.monotonic()
     end = Follower(Replica(run.dir, "tensorboard"), lambda _: TensorBoardLogger(), drain_s=30).follow()
     assert (end.state, end.last_step, [one.number for one in end.left_out]) == ("done", 5, [0])
     assert end.left_out[0].why.startswith("image curve: ")
+    assert time.monotonic() - started < 30
     (folder,) = (tmp_path / "tensorboard").iterdir()
     assert [step for step, _ in read_tensorboard(folder)["train/loss"]] == list(range(6))
     if what == "folder":
